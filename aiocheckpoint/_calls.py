@@ -1,0 +1,47 @@
+"""Store calls as the core makes them: each ends within a time, with an error of our tree."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from ._errors import CheckpointError, StoreError, StoreUnavailableError
+from .abc import Store
+
+T = TypeVar("T")
+
+OP_TIMEOUT = 30.0
+"""Seconds after which a store call is given up, its outcome unknown."""
+_SLOWEST = 1 << 20  # bytes a second that a large blob may take on top
+
+
+async def bounded(call: Awaitable[T], op: str, key: str | None = None, size: int = 0) -> T:
+    """Await a store call that moves `size` bytes.
+
+    Raises:
+        StoreUnavailableError: it failed in a way that may pass, or took too long.
+        StoreError: it failed for good, or with an error that no store should raise.
+        FileNotFoundError: there is no such blob.
+    """
+    try:
+        async with asyncio.timeout(OP_TIMEOUT + size / _SLOWEST):
+            return await call
+    except (CheckpointError, FileNotFoundError):
+        raise
+    except TimeoutError as exc:
+        raise StoreUnavailableError("no answer in time", op=op, key=key) from exc
+    except Exception as exc:
+        raise StoreError(f"unexpected {type(exc).__name__}: {exc}", op=op, key=key) from exc
+
+
+async def read_blob(store: Store, key: str, name: str, size: int) -> bytes:
+    """A whole blob, gathered without one large copy under the interpreter lock."""
+    async def gather() -> bytes:
+        buffer = io.BytesIO()
+        async for chunk in store.open_blob(key, name):
+            buffer.write(chunk)
+        return buffer.getvalue()
+
+    return await bounded(gather(), "open_blob", key, size)

@@ -1,0 +1,242 @@
+"""The handle of one open key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Generic, TypeVar, overload
+
+import anyio
+import anyio.lowlevel
+
+from . import _io_thread
+from ._calls import bounded
+from ._codecs import Coder
+from ._errors import CheckpointError, ClosedError, FencedError, FlushTimeoutError, StoppedError
+from ._heads import read_head
+from ._held import Held, departing, report
+from ._io_thread import IOThread
+from ._records import Checkpoint, Statistics
+from ._slot import ALERT, IDLE
+from ._writer import Writer
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class Checkpointer(Generic[T]):
+    """Reads and writes the state of one key. Made by `open`, `Runtime.open` and `Runtime.run`.
+
+    Any task of the loop that opened it may use it; only `write_nowait` may be called from other
+    threads.
+    """
+
+    def __init__(
+        self, held: Held, writer: Writer, io: IOThread, coder: Coder[T], flush_timeout: float
+    ) -> None:
+        self._held = held
+        self._slot = held.slot
+        self._writer = writer
+        self._io = io
+        self._coder = coder
+        self._flush_timeout = flush_timeout
+        self._deleted = False
+        self._stops = False
+        """True for an attempt of the runner, which a stop ends at its next write."""
+
+    @property
+    def key(self) -> str:
+        return self._slot.key
+
+    @property
+    def epoch(self) -> int:
+        """How many times the key has been claimed, this claim included."""
+        return self._held.record.epoch
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of its run this is, from 1; it survives the process."""
+        return self._slot.meta.attempt
+
+    @property
+    def resumed(self) -> bool:
+        """True if there was a state when the key was opened."""
+        return self._slot.first > 0
+
+    @property
+    def due(self) -> bool:
+        """True if a state written now would be stored at once, not merely replace one that waits.
+
+        For states that cost much to build: `if cp.due: await cp.write(build())`. What is never
+        built is neither in the spool nor flushed at the end, so write the last one regardless.
+        Also true when the runtime stops, so that the loop comes to its write.
+        """
+        slot = self._slot
+        return self.stopping or (slot.idle and not slot.dirty) or slot.error is not None
+
+    @property
+    def stopping(self) -> bool:
+        """True once the runtime has been asked to stop."""
+        return self._slot.stopping
+
+    async def write(self, state: T) -> int:
+        """Stage a state as the newest; return its seq. It never waits for storage.
+
+        The state is encoded before `write` returns, so it may be changed afterwards. It is stored
+        in the background, unless a newer one replaces it first. Not a yield point each time: in a
+        tight loop it yields about every 10 ms.
+
+        Raises:
+            CodecError: the state is None or cannot be encoded; nothing is staged.
+            FencedError: a newer attempt has claimed the key.
+            StoreError: the store refused an earlier state for good; this one is staged, and tried.
+            StoppedError: the runtime stops and this is an attempt of `run`; this state is staged.
+            ClosedError: the handle is closed.
+        """
+        slot = self._slot
+        if type(state) is slot.raw:  # plain bytes, the hot path: no call that can be spared
+            seq = next(slot.seqs)
+            if slot.stage is not None:
+                slot.stage(seq, state)  # type: ignore[arg-type]
+            slot.state = state  # type: ignore[assignment]
+            slot.seq = seq
+        else:
+            slot.check_open()
+            seq = slot.put(*self._coder.encode(state))
+        if slot.attention is not slot.attended:
+            await self._attend()
+        return seq
+
+    def write_nowait(self, state: T) -> int:
+        """Like `write`, but synchronous: from callbacks, signal handlers and any thread.
+
+        It neither yields nor raises StoppedError.
+        """
+        slot = self._slot
+        slot.check_open()
+        seq = slot.put_foreign(*self._coder.encode(state))
+        if slot.idle:
+            self._io.post(self._writer.woken, self._held)
+        self._raise_error()
+        return seq
+
+    async def _attend(self) -> None:
+        slot = self._slot
+        attention = slot.attention
+        if attention is not IDLE and attention is not ALERT:
+            slot.attended = attention
+        if slot.idle:
+            self._io.post(self._writer.woken, self._held)
+        self._raise_error()
+        if slot.stopping and self._stops:
+            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {slot.seq}")
+        await anyio.lowlevel.checkpoint()
+
+    def _raise_error(self) -> None:
+        error = self._slot.error
+        if error is not None:
+            raise error.with_traceback(None)
+
+    @overload
+    async def read(self) -> T | None: ...
+    @overload
+    async def read(self, default: D) -> T | D: ...
+    async def read(self, default: object = None) -> object:
+        """The newest state, staged or stored; `default` if there has been none.
+
+        It is decoded anew each time, so that this attempt sees what the next one would.
+
+        Raises:
+            CodecError: the state was written by another codec, or does not fit the type.
+        """
+        await anyio.lowlevel.checkpoint()
+        self._slot.check_open()
+        staged = self._slot.newest()
+        return default if staged is None else self._coder.decode(staged.data, staged.codec)
+
+    async def flush(self) -> None:
+        """Return when all that is staged now is stored.
+
+        Raises:
+            FlushTimeoutError: not within `flush_timeout`.
+            FencedError, StoreError: it never will be.
+        """
+        slot = self._slot
+        slot.check_open()
+        future: Future[None] = Future()
+        self._io.post(self._writer.flush, self._held, slot.newest_seq, slot.meta, future)
+        with anyio.move_on_after(self._flush_timeout):
+            await _io_thread.result(future)
+            return
+        raise self._held.timed_out()
+
+    async def latest(self) -> Checkpoint | None:
+        """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.
+
+        Raises:
+            CorruptCheckpointError, StoreError: it is damaged, or cannot be read.
+        """
+        self._slot.check_open()
+        return await latest(self._io, self._writer, self.key)
+
+    async def delete(self) -> None:
+        """Delete the key and all its blobs. The handle is closed by it.
+
+        Raises:
+            FencedError: a newer attempt has claimed the key; nothing is deleted.
+            StoreError: the store cannot do it.
+        """
+        self._slot.check_open()
+        await _io_thread.result(self._io.call(self._writer.delete(self._held)))
+        self._deleted = True
+
+    def statistics(self) -> Statistics:
+        """Counts since the key was opened. Never waits."""
+        return self._held.statistics()
+
+    # Leaving.
+
+    async def _leave(self, exc: BaseException | None, within: float | None = None) -> None:
+        """Close, and wait until all is stored; `exc` is what the body ends with."""
+        if self._deleted:
+            return
+        held, slot = self._held, self._slot
+        slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
+        leaving = held.leaving = Future()
+        departing[self._writer.store.identity, slot.key] = held
+        try:
+            timeout = self._flush_timeout if within is None else min(within, self._flush_timeout)
+            self._io.post(self._writer.leave, held, timeout)
+        except ClosedError:
+            leaving.set_result(None)  # the runtime has ended before its handle, and flushed it
+        try:
+            if isinstance(exc, GeneratorExit):  # a closing coroutine must not wait on the loop
+                _io_thread.block(leaving)
+            else:
+                await _io_thread.done_or_blocked(leaving)
+        except BaseException:
+            leaving.add_done_callback(self._report)
+            raise
+        if exc is None:
+            leaving.result()
+        elif leaving.done():
+            self._attach(exc, leaving.exception())
+        else:
+            leaving.add_done_callback(self._report)
+
+    def _attach(self, exc: BaseException, error: BaseException | None) -> None:
+        """A failed flush never masks the exception in flight."""
+        if error is None or (isinstance(error, FencedError) and isinstance(exc, CheckpointError)):
+            return
+        exc.add_note(f"aiocheckpoint: leaving {self.key!r} failed as well: {error}")
+        report(self._held, error)
+
+    def _report(self, leaving: Future[None]) -> None:
+        if error := leaving.exception():
+            report(self._held, error)
+
+
+async def latest(io: IOThread, writer: Writer, key: str) -> Checkpoint | None:
+    found = await _io_thread.result(io.call(read_head(writer.store, key)))
+    return None if found is None else Checkpoint.of(found.record, found.data)

@@ -1,0 +1,184 @@
+"""Claiming a key: one compare-and-swap that carries the newest state on under a new claim id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from . import _spool
+from ._calls import OP_TIMEOUT, bounded
+from ._errors import ConflictError, StoreUnavailableError
+from ._heads import Found, read_head
+from ._held import Held, departing, ended
+from ._keys import store_name
+from ._records import Record
+from ._slot import Meta, Slot
+from ._spool import Spool, Staged
+from ._writer import Writer
+from .abc import Put
+
+_log = logging.getLogger("aiocheckpoint")
+
+
+class Plan(NamedTuple):
+    """What a claim makes of the record that it finds."""
+
+    meta: Meta
+    fresh: bool = False
+    """True to leave the state behind."""
+
+
+Decide = Callable[[Record | None], Plan]
+"""Looks at the key's record (None: the key is new) and says how to claim it, or raises."""
+
+
+async def claim(
+    writer: Writer,
+    key: str,
+    decide: Decide,
+    *,
+    spool_base: Path | None,
+    keep: int,
+    min_interval: float,
+    plain: bool,
+) -> Held:
+    """Make the key ours, with the newest state that this machine knows.
+
+    Raises:
+        CorruptCheckpointError, CodecError: see `read_head`.
+        StoreError: the store cannot be read or written; `StoreUnavailableError` only after
+            `OP_TIMEOUT` seconds of trying.
+        Whatever `decide` raises.
+    """
+    store = writer.store
+    before = await _departed(store.identity, key)
+    directory = None if spool_base is None else spool_base / store_name(key)
+    until = time.monotonic() + OP_TIMEOUT
+    wait = 0.05
+    record: Record | None = None
+    while True:
+        try:
+            found = await read_head(store, key)
+            # Blobs and regions are listed between the reading and the commit: once the commit has
+            # succeeded, no claim newer than the one we found can have made any of them.
+            blobs = await bounded(store.list_blobs(key), "list_blobs", key)
+            regions = [] if directory is None else _spool.regions(directory)
+            if record is not None and found is not None and found.record.claim == record.claim:
+                # An answer was lost. What is read back may be on its way to the disk yet: the
+                # claim holds, but it counts only when it has been committed once more.
+                record = msgspec.structs.replace(record, commit=record.commit + 1)
+            else:
+                plan = decide(None if found is None else found.record)
+                state, promoted = _newest(found, regions, before, plan)
+                record = _next(key, found, state, plan, carried=not promoted)
+            data = b"" if state is None else state.data
+            record, frame = await writer.put_blobs(record, data, keep)
+            expect = None if found is None else found.version
+            version = await writer.submit(Put(key, expect, frame))
+            break
+        except ConflictError:
+            await asyncio.sleep(random.uniform(0, wait))
+        except StoreUnavailableError:
+            if time.monotonic() + wait > until:
+                raise
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(2.0, wait * 2)
+    if promoted and state is not None:
+        _log.info("promoted seq %d of %r from the spool", state.seq, key)
+    _log.info(
+        "claimed %r in %s: epoch %d, attempt %d, seq %d",
+        key,
+        store.identity,
+        record.epoch,
+        record.attempt,
+        record.seq,
+    )
+    _spool.discard(regions)
+    spool = None if directory is None else _make_spool(directory, record.claim)
+    slot = Slot(key, state, plan.meta, spool, plain=plain)
+    held = Held(slot, record, version, keep=keep, min_interval=min_interval)
+    superfluous = held.adopt_blobs(blobs)
+    if superfluous:
+        writer.collect(key, superfluous)
+    writer.holding.add(held)
+    return held
+
+
+async def _departed(identity: str, key: str) -> Held | None:
+    """Wait for a flush of this key that is under way in this process. What it could not store is
+    still newer than the store's, and the caller takes it over."""
+    held = departing.get((identity, key))
+    if held is None or held.leaving is None:
+        return None
+    await ended(held.leaving)
+    return held if held.slot.dirty and not held.fenced else None
+
+
+def _newest(
+    found: Found | None, regions: list[Path], before: Held | None, plan: Plan
+) -> tuple[Staged | None, bool]:
+    """The state to carry on, and whether it comes from the spool instead of the store.
+
+    Only what the head's own claim staged counts. A region of any other claim was superseded, or
+    belongs to a run that was deleted.
+    """
+    if found is None or plan.fresh:
+        return None, False
+    candidates = [_spool.newest(regions, found.record.claim)]
+    if before is not None and before.record.claim == found.record.claim:
+        candidates.append(before.slot.newest())
+    newer = [s for s in candidates if s is not None and s.seq > found.record.seq]
+    if newer:
+        return max(newer), True
+    return found.state, False
+
+
+def _next(
+    key: str, found: Found | None, state: Staged | None, plan: Plan, *, carried: bool
+) -> Record:
+    """The claim's header. The id is drawn anew at each try, and with it the names of blobs: those
+    of a try that lost are for the winner to collect."""
+    old = None if found is None else found.record
+    meta = plan.meta
+    origin = b""
+    if state is not None and old is not None:
+        origin = old.origin if carried else old.claim
+    return Record(
+        key=key,
+        run=os.urandom(8) if old is None else old.run,
+        claim=os.urandom(16),
+        epoch=1 if old is None else old.epoch + 1,
+        commit=1,
+        attempt=meta.attempt,
+        burnt=meta.burnt,
+        status=meta.status,
+        result=meta.result,
+        result_codec=meta.result_codec,
+        seq=0 if state is None else state.seq,
+        origin=origin,
+        codec="" if state is None else state.codec,
+        created=time.time(),
+        blob=old.blob if carried and old is not None and state is not None else None,
+    )
+
+
+def _make_spool(directory: Path, me: bytes) -> Spool | None:
+    try:
+        _spool.key_directory(directory.parent, directory.name)
+    except OSError as exc:
+        _log.warning(
+            "no spool in %s (%s): going on without it; a killed process loses what was not yet"
+            " stored",
+            directory.parent,
+            exc,
+        )
+        return None
+    return Spool(directory, me)

@@ -1,0 +1,167 @@
+"""What the I/O thread knows of one open key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from ._errors import FencedError, FlushTimeoutError
+from ._heads import GENERATION, STATE, generation_name
+from ._records import Record, Statistics
+from ._slot import Meta, Slot
+from ._spool import Staged
+from .abc import Version
+
+_log = logging.getLogger("aiocheckpoint")
+
+
+class Waiter(NamedTuple):
+    """Somebody who waits until this much is stored."""
+
+    seq: int
+    meta: Meta
+    future: Future[None]
+
+
+class Held:
+    """A claimed key: its slot, its place in the store, its commit under way.
+
+    Touched on the I/O thread only, but for `slot` and `statistics()`.
+    """
+
+    def __init__(
+        self, slot: Slot, record: Record, version: Version, *, keep: int, min_interval: float
+    ) -> None:
+        self.slot = slot
+        self.record = record
+        """The newest header that was put to the store, whether it is known to have arrived."""
+        self.version = version
+        self.keep = keep
+        self.min_interval = min_interval
+        self.busy = False
+        """True iff a commit, or the reading back after one, is under way."""
+        self.urgent = False
+        """True while somebody waits: the interval between commits does not count."""
+        self.next_at = 0.0
+        self.failures = 0
+        self.waiters: list[Waiter] = []
+        self.leaving: Future[None] | None = None
+        """Set once the handle is closed; done when all is stored, or its time is over."""
+        self.blobs: list[tuple[frozenset[str], bool]] = []
+        """Blobs named by each record put, oldest first, and whether its commit succeeded."""
+        self.commits = 0
+        self.bytes = 0
+        self.errors = 0
+        self.last_error: BaseException | None = None
+        self.clean_until: float | None = None
+        """When the stored state was last known to be the newest; None while it is."""
+
+    @property
+    def fenced(self) -> bool:
+        return isinstance(self.slot.error, FencedError)
+
+    def next_record(self, staged: Staged | None, meta: Meta) -> Record:
+        """The header of the next commit. (claim, commit) is never used twice."""
+        last = self.record
+        own = staged is not None and staged.seq > self.slot.first
+        return Record(
+            key=last.key,
+            run=last.run,
+            claim=last.claim,
+            epoch=last.epoch,
+            commit=last.commit + 1,
+            attempt=meta.attempt,
+            burnt=meta.burnt,
+            status=meta.status,
+            result=meta.result,
+            result_codec=meta.result_codec,
+            seq=0 if staged is None else staged.seq,
+            origin=last.claim if own else last.origin,
+            codec="" if staged is None else staged.codec,
+            created=time.time(),
+            blob=last.blob if staged is not None and staged.seq == last.seq else None,
+        )
+
+    def note_blobs(self, record: Record) -> None:
+        """Remember the blobs that a commit is about to name."""
+        names = set()
+        if record.blob is not None:
+            names.add(record.blob.name)
+        if self.keep > 1:
+            names.add(generation_name(record))
+        if names or self.blobs:
+            self.blobs.append((frozenset(names), False))
+
+    def adopt_blobs(self, names: list[str]) -> list[str]:
+        """Right after the claim: take over what `keep` asks for; the rest may go."""
+        if self.keep > 1:
+            for name in sorted(n for n in names if n.startswith(GENERATION))[-self.keep :]:
+                _, dash, state = name.partition(f"-{STATE}")
+                self.blobs.append((frozenset({name, STATE + state} if dash else {name}), True))
+        self.note_blobs(self.record)
+        if self.blobs:
+            self.blobs[-1] = (self.blobs[-1][0], True)
+        wanted = frozenset().union(*(names for names, _ in self.blobs))
+        return [name for name in names if name not in wanted]
+
+    def superfluous(self) -> list[str]:
+        """After a success: the blobs that may go. One generation more than `keep` stays, for
+        readers that are under way; what failed commits named goes once a later one succeeded."""
+        if not self.blobs:
+            return []
+        self.blobs[-1] = (self.blobs[-1][0], True)
+        kept = 0
+        for index in range(len(self.blobs) - 1, -1, -1):
+            kept += self.blobs[index][1]
+            if kept > self.keep:
+                old, self.blobs = self.blobs[:index], self.blobs[index:]
+                alive = frozenset().union(*(names for names, _ in self.blobs))
+                return sorted(frozenset().union(*(names for names, _ in old)) - alive)
+        return []
+
+    def timed_out(self) -> FlushTimeoutError:
+        slot = self.slot
+        staged, stored = slot.newest_seq, slot.stored
+        safe = "; the spool keeps it for the next open() on this machine" if slot.spooled else ""
+        return FlushTimeoutError(
+            f"the checkpoint of {slot.key!r} is not stored in time: staged seq {staged}, stored"
+            f" seq {stored} (last error: {self.last_error}){safe}",
+            key=slot.key,
+            staged=staged,
+            stored=stored,
+        )
+
+    def statistics(self) -> Statistics:
+        slot = self.slot
+        staged, stored = slot.newest_seq, slot.stored
+        pending = int(staged != stored)
+        since = self.clean_until
+        behind = slot.dirty and since is not None
+        return Statistics(
+            staged=staged,
+            stored=stored,
+            coalesced=max(0, staged - slot.first - self.commits - pending),
+            bytes=self.bytes,
+            lag=time.monotonic() - since if behind and since is not None else 0.0,
+            spooled=slot.spooled,
+            errors=self.errors,
+            last_error=self.last_error,
+        )
+
+
+departing: dict[tuple[str, str], Held] = {}
+"""By store identity and key: what this process has closed and perhaps not yet stored."""
+
+
+async def ended(*futures: Future[None]) -> None:
+    """Wait on the I/O loop, also for futures of another runtime's; their errors are not ours."""
+    await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+
+
+def report(held: Held, error: BaseException) -> None:
+    """Where nobody is there to raise it to: one ERROR line, and the statistics."""
+    held.last_error = error
+    _log.error("leaving %r: %s", held.slot.key, error)

@@ -1,0 +1,182 @@
+"""Records: what a store holds for a key, framed so that damage shows.
+
+A frame is
+
+    magic (8) | format (u16) | header size (u32) | state size (u64)
+    header (MessagePack) | state | XXH3-128 of all before (16)
+
+little-endian. Magic, format and the checksum at the end stay in every later format, so that a
+reader tells damage from a format that it does not know yet.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+import msgspec
+import xxhash
+
+from ._errors import CodecError, CorruptCheckpointError
+
+FORMAT = 1
+INLINE_LIMIT = 1 << 20
+"""States up to this many bytes lie in the record; larger ones in a blob that it names."""
+
+_MAGIC = b"\x89AIOCKP\n"
+_PREFIX = struct.Struct("<8sHIQ")
+_SUM = 16
+
+Status = Literal["running", "done", "failed"]
+
+
+class Blob(msgspec.Struct, frozen=True, array_like=True):
+    """A large state that lies outside the record."""
+
+    name: str
+    size: int
+    digest: bytes
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The header of a record.
+
+    `run` is drawn when the key is created and kept by every claim after it: a record of another
+    run tells a delete from a store that went back in time. `claim` holds the key, `origin` is the
+    claim that staged the state. (claim, commit) is never used twice: it is the nonce that keeps
+    two records from being equal.
+    """
+
+    key: str
+    run: bytes
+    claim: bytes
+    epoch: int
+    commit: int
+    attempt: int = 1
+    burnt: int = 0
+    status: Status = "running"
+    result: bytes | None = None
+    result_codec: str = ""
+    seq: int = 0
+    origin: bytes = b""
+    codec: str = ""
+    created: float = 0.0
+    blob: Blob | None = None
+
+    @property
+    def empty(self) -> bool:
+        """True while no state has been stored: there is nothing to resume from."""
+        return self.seq == 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def encode_record(record: Record, state: bytes) -> bytes:
+    """Frame a header and the state that lies inline (empty when a blob holds it)."""
+    header = _encode(record)
+    body = _PREFIX.pack(_MAGIC, FORMAT, len(header), len(state)) + header + state
+    return body + xxhash.xxh3_128_digest(body)
+
+
+def decode_record(key: str, data: bytes) -> tuple[Record, bytes]:
+    """The header and inline state of a frame.
+
+    Raises:
+        CorruptCheckpointError: damaged, cut short, not a record, or the record of another key.
+        CodecError: whole, but of a later format.
+    """
+
+    def corrupt(what: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(f"the stored record of {key!r} {what}")
+
+    if data[:8] != _MAGIC[: len(data[:8])] or not data:
+        raise corrupt("is not an aiocheckpoint record (foreign, or its first bytes are damaged)")
+    if len(data) < _PREFIX.size + _SUM:
+        raise corrupt(f"is cut short: {len(data)} bytes")
+    _, form, header_size, state_size = _PREFIX.unpack_from(data)
+    body = memoryview(data)[:-_SUM]
+    if xxhash.xxh3_128_digest(body) != data[-_SUM:]:
+        expected = _PREFIX.size + header_size + state_size + _SUM
+        if form == FORMAT and len(data) < expected:
+            raise corrupt(f"is cut short: {len(data)} of {expected} bytes")
+        raise corrupt("is damaged: its checksum does not match")
+    if form != FORMAT:
+        raise CodecError(
+            f"the stored record of {key!r} has format {form}, and this aiocheckpoint reads format"
+            f" {FORMAT}: upgrade aiocheckpoint"
+        )
+    if len(body) != _PREFIX.size + header_size + state_size:
+        raise corrupt("lies about its size")
+    try:
+        record = _decode(body[_PREFIX.size : _PREFIX.size + header_size])
+    except msgspec.MsgspecError as exc:
+        raise corrupt(f"has a header that makes no sense ({exc})") from exc
+    if record.key != key:
+        raise corrupt(f"belongs to another key, {record.key!r}")
+    return record, bytes(body[_PREFIX.size + header_size :])
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A stored record, read back: metadata and the encoded state as it was stored.
+
+    Reading one decodes nothing, so it works after the state's type has changed.
+    """
+
+    key: str
+    seq: int
+    """The state's number; 0 if no state has been stored yet."""
+    epoch: int
+    claim: str
+    attempt: int
+    burnt: int
+    """Retries of the run's budget that failures have used up."""
+    status: Status
+    created: datetime
+    """When the record was made (UTC, the writing machine's clock)."""
+    codec: str
+    """The name of the codec of the payload: `bytes`, `msgpack`, or a codec's own."""
+    payload: bytes
+    size: int
+    """Bytes of the payload."""
+
+    @classmethod
+    def of(cls, record: Record, payload: bytes) -> Checkpoint:
+        return cls(
+            key=record.key,
+            seq=record.seq,
+            epoch=record.epoch,
+            claim=record.claim.hex(),
+            attempt=record.attempt,
+            burnt=record.burnt,
+            status=record.status,
+            created=datetime.fromtimestamp(record.created, timezone.utc),
+            codec=record.codec,
+            payload=payload,
+            size=len(payload),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since a handle was opened; of a runtime, the sums over its open handles."""
+
+    staged: int
+    """Seq of the newest staged state (a runtime: states staged)."""
+    stored: int
+    """Seq of the newest stored state (a runtime: commits of states)."""
+    coalesced: int
+    """States that a newer one replaced before they were stored."""
+    bytes: int
+    """Encoded bytes of the states that were stored."""
+    lag: float
+    """Seconds for which the stored state has been behind; 0.0 when all staged is stored."""
+    spooled: bool
+    """True if the newest staged state outlives the process in the spool."""
+    errors: int
+    """Store calls that failed."""
+    last_error: BaseException | None

@@ -1,0 +1,192 @@
+"""The runner: attempts, backoff, results."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
+
+import anyio
+import msgspec
+
+from ._checkpointer import Checkpointer
+from ._claim import Decide, Plan
+from ._codecs import Coder
+from ._errors import FencedError, StoppedError
+from ._policy import AttemptTimeoutError, seconds
+from ._records import Record
+from ._slot import Meta
+from ._stopping import Stopping
+from ._task import Task
+
+T = TypeVar("T")
+R = TypeVar("R")
+Args = TypeVarTuple("Args")
+
+Open = Callable[[str, Coder[T], Decide], AbstractAsyncContextManager[Checkpointer[T]]]
+
+_current: contextvars.ContextVar[Checkpointer[Any]] = contextvars.ContextVar("checkpointer")
+_log = logging.getLogger("aiocheckpoint")
+
+
+def current() -> Checkpointer[Any]:
+    """The checkpointer of the running task, for code deep inside it.
+
+    Raises:
+        RuntimeError: no task of `Runtime.run` or `aiocheckpoint.run` is running here.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError(
+            "no task is running here: current() works inside functions that Runtime.run or"
+            " aiocheckpoint.run runs"
+        ) from None
+
+
+class _Finished(Exception):
+    """The claim found a run that is done: there is nothing to run."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+
+class Run(Generic[T, Unpack[Args], R]):
+    """One call of `run`: attempts until one succeeds or no retry is left."""
+
+    def __init__(
+        self,
+        task: Task[T, Unpack[Args], R],
+        args: tuple[Unpack[Args]],
+        *,
+        fresh: bool,
+        stopping: Stopping,
+    ) -> None:
+        self._task = task
+        self._args = args
+        self.key = task.key_for(args)
+        self._fresh = fresh
+        self._stopping = stopping
+        self._claim: bytes | None = None  # ours, once the first attempt has begun
+        self._began = time.monotonic()
+
+    async def result(self, open: Open[T]) -> R:
+        """Run to the result."""
+        try:
+            while True:
+                if self._stopping.requested:
+                    raise StoppedError(f"the runtime is stopping; {self.key!r} was not started")
+                async with open(self.key, self._task.coder, self._decide) as cp:
+                    self._claim = cp._held.record.claim
+                    cp._stops = True
+                    try:
+                        result = await self._attempt(cp)
+                        data, codec = self._task.encode_result(result)
+                    except Exception as exc:
+                        wait = self._after(cp, exc)
+                    else:
+                        _amend(cp, status="done", result=data, result_codec=codec)
+                        return result
+                await self._nap(wait)
+        except _Finished as finished:
+            record = finished.record
+            _log.info("%r is done since attempt %d: returning its result", self.key, record.attempt)
+            return self._task.decode_result(record.result or b"", record.result_codec)
+
+    def _decide(self, record: Record | None) -> Plan:
+        if self._claim is not None:
+            if record is None or record.claim != self._claim:
+                raise FencedError(f"{self.key!r} was claimed by a newer attempt before our retry")
+            return Plan(Meta(attempt=record.attempt + 1, burnt=record.burnt))
+        if record is None:
+            return Plan(Meta())
+        if self._fresh:
+            return Plan(Meta(), fresh=True)
+        if record.status == "done":
+            raise _Finished(record)
+        if record.status == "failed":
+            return Plan(Meta())
+        return Plan(Meta(attempt=record.attempt + 1, burnt=record.burnt))
+
+    async def _attempt(self, cp: Checkpointer[T]) -> R:
+        policy = self._task.retry
+        token = _current.set(cp)
+        scope = anyio.CancelScope()
+        if policy.attempt_timeout is not None:
+            scope.deadline = anyio.current_time() + seconds(policy.attempt_timeout)
+        try:
+            with scope, self._stopping.interrupting(scope):
+                return await self._task.fn(cp, *self._args)
+        finally:
+            _current.reset(token)
+        if self._stopping.requested:
+            raise StoppedError(f"the runtime is stopping; {self.key!r} was cancelled")
+        raise AttemptTimeoutError(
+            f"attempt {cp.attempt} of {self.key!r} ran longer than {policy.attempt_timeout}"
+        )
+
+    def _after(self, cp: Checkpointer[T], exc: Exception) -> float:
+        """Record a failure; the wait before the next attempt, or raise what ends the run."""
+        if _has_stopped(exc):
+            if isinstance(exc, StoppedError):
+                raise exc
+            raise StoppedError(f"the runtime is stopping; {self.key!r} ended") from exc
+        policy = self._task.retry
+        slot = cp._slot
+        progress = slot.newest_seq > slot.first
+        retry = 1 + (0 if policy.reset_on_progress and progress else slot.meta.burnt)
+        wait = policy.wait_before(retry, exc)
+        if wait is not None and policy.deadline is not None:
+            if time.monotonic() + wait > self._began + seconds(policy.deadline):
+                wait = None
+        if wait is None:
+            _amend(cp, status="failed")
+            exc.add_note(
+                f"aiocheckpoint: attempt {cp.attempt} of {self.key!r} ended the run;"
+                f" {retry - 1} of {policy.retries} retries used; state kept: seq {slot.newest_seq}"
+            )
+            raise exc
+        _amend(cp, burnt=retry)
+        _log.warning(
+            "attempt %d of %r failed (%r): retry %d of %d in %.2f s",
+            cp.attempt,
+            self.key,
+            exc,
+            retry,
+            policy.retries,
+            wait,
+        )
+        return wait
+
+    async def _nap(self, wait: float) -> None:
+        with anyio.CancelScope() as scope, self._stopping.interrupting(scope, nap=True):
+            await anyio.sleep(wait)
+
+
+def plain_open(record: Record | None) -> Plan:
+    """The claim of `open`, outside any run: all stays as it is, one attempt further."""
+    if record is None:
+        return Plan(Meta())
+    return Plan(
+        Meta(
+            attempt=record.attempt + 1,
+            burnt=record.burnt,
+            status=record.status,
+            result=record.result,
+            result_codec=record.result_codec,
+        )
+    )
+
+
+def _amend(cp: Checkpointer[T], **changes: Any) -> None:
+    """What the attempt's final flush is to say of the run."""
+    cp._slot.meta = msgspec.structs.replace(cp._slot.meta, **changes)
+
+
+def _has_stopped(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return any(_has_stopped(leaf) for leaf in exc.exceptions)
+    return isinstance(exc, StoppedError)

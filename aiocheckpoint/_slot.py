@@ -1,0 +1,203 @@
+"""The slot of one key: the newest state wins. Pure: no await, no I/O but the spool's memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+
+import msgspec
+
+from ._codecs import BYTES
+from ._errors import CheckpointError, ClosedError
+from ._records import Status
+from ._spool import Lane, Spool, Stage, Staged
+
+
+class _Attention:
+    """A standing reason why the next `write()` should do more than stage."""
+
+
+IDLE = _Attention()  # the writer sleeps and must be woken
+ALERT = _Attention()  # an error or a stop waits to be raised
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What a record says of the run besides its state. Replaced, never changed."""
+
+    attempt: int = 1
+    burnt: int = 0
+    status: Status = "running"
+    result: bytes | None = None
+    result_codec: str = ""
+
+
+class Slot:
+    """What is staged and what is stored, shared by the user's side and the I/O thread.
+
+    Every field has one writing side, so none needs a lock. `Checkpointer.write` stages on the
+    thread of the owning loop; `write_nowait` may run on any thread and keeps to `_foreign`. Their
+    numbers come from one counter, atomic under the interpreter lock: the highest is the newest.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_foreign",
+        "_foreign_lane",
+        "_foreign_lock",
+        "_lane",
+        "_plain",
+        "attended",
+        "attention",
+        "closed",
+        "error",
+        "first",
+        "idle",
+        "key",
+        "meta",
+        "raw",
+        "seq",
+        "seqs",
+        "spool",
+        "stage",
+        "state",
+        "stopping",
+        "stored",
+        "stored_meta",
+    )
+
+    def __init__(
+        self, key: str, state: Staged | None, meta: Meta, spool: Spool | None, *, plain: bool
+    ) -> None:
+        self.key = key
+        self.first = 0 if state is None else state.seq
+        """The seq that the claim carried on; only higher ones are this claim's own."""
+        # written by the user's side; `seq` after `state`, so that a state is never newer than
+        # the number it is read under suggests
+        self.seqs = itertools.count(self.first + 1)
+        self.seq = self.first
+        self.state: bytes | Staged | None = state
+        self.raw: type[bytes] | None = None
+        """`bytes` while plain bytes may be staged without further ado; else nothing's type."""
+        self.stage: Stage | None = None
+        self.attended: object = None
+        self.meta = meta
+        self.closed: ClosedError | None = None
+        self.spool = spool
+        self._plain = plain
+        self._lane = None if spool is None else Lane(spool, self._overflow)
+        self._foreign: dict[int, Staged] = {}
+        self._foreign_lane: Lane | None = None
+        self._foreign_lock = threading.RLock()
+        if plain:
+            if self._lane is not None:
+                self._lane.reserve()
+            self._open_fast_path()
+        # written by the I/O thread
+        self.attention: object = IDLE
+        self.idle = True
+        self.stopping = False
+        self.error: CheckpointError | None = None
+        self.stored = self.first
+        self.stored_meta = meta
+        _slots.add(self)
+
+    def put(self, data: bytes, codec: str) -> int:
+        """Stage from the owning loop's thread, whatever the codec. The slow way."""
+        self.check_open()
+        staged = Staged(next(self.seqs), data, codec)
+        if self._lane is not None:
+            self._lane.stage(staged)
+        self.state = data if codec == BYTES else staged
+        self.seq = staged.seq
+        if self._plain:
+            self._open_fast_path()
+        return staged.seq
+
+    def put_foreign(self, data: bytes, codec: str) -> int:
+        """Stage from any thread. The lock is reentrant: a signal handler may interrupt a put."""
+        with self._foreign_lock:
+            self.check_open()
+            staged = Staged(next(self.seqs), data, codec)
+            if self.spool is not None:
+                if self._foreign_lane is None:
+                    self._foreign_lane = Lane(self.spool, self._overflow)
+                self._foreign_lane.stage(staged)
+            self._foreign[staged.seq] = staged
+            for seq in list(self._foreign):
+                if seq < staged.seq:
+                    self._foreign.pop(seq, None)
+        return staged.seq
+
+    def newest(self) -> Staged | None:
+        """The newest staged or carried state, or None if there is none yet."""
+        seq, state = self.seq, self.state
+        if self._foreign:
+            other = max(self._foreign.copy().values())
+            if other.seq > seq:
+                return other
+        if state is None or type(state) is Staged:
+            return state
+        assert type(state) is bytes
+        return Staged(seq, state, BYTES)
+
+    @property
+    def newest_seq(self) -> int:
+        return max(self.seq, *self._foreign.copy()) if self._foreign else self.seq
+
+    @property
+    def dirty(self) -> bool:
+        """True if something is staged that is not stored."""
+        return self.newest_seq != self.stored or self.meta is not self.stored_meta
+
+    @property
+    def spooled(self) -> bool:
+        """True if the newest staged state outlives the process."""
+        staged = self.newest()
+        lanes = (self._lane, self._foreign_lane)
+        return staged is not None and any(lane and lane.takes(staged) for lane in lanes)
+
+    def check_open(self) -> None:
+        if self.closed is not None:
+            raise self.closed.with_traceback(None)
+
+    def close(self, reason: ClosedError) -> None:
+        """Refuse every later put; what is staged stays."""
+        self.closed = reason
+        self.raw = None
+        self.stage = None
+
+    def forked(self) -> None:
+        """In a forked child: let go of the parent's regions and of a lock it may have held."""
+        self._foreign_lock = threading.RLock()
+        self._lane = self._foreign_lane = self.spool = None
+        self.close(
+            ClosedError(
+                f"the checkpointer of {self.key!r} belongs to the parent process:"
+                " open the key again in this one"
+            )
+        )
+
+    def _overflow(self, seq: int, data: bytes) -> None:
+        if self._lane is not None:
+            self._lane.stage(Staged(seq, data, BYTES))
+            self._open_fast_path()
+
+    def _open_fast_path(self) -> None:
+        region = None if self._lane is None else self._lane.region
+        if region is not None and region.codec != BYTES:
+            self.raw = None  # the next plain bytes must first get a region of their own
+            return
+        self.stage = None if region is None else region.stage
+        self.raw = bytes
+
+
+def _forked() -> None:
+    for slot in list(_slots):
+        slot.forked()
+
+
+_slots: weakref.WeakSet[Slot] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,337 @@
+"""The spool: staged states in mapped memory that outlives the process.
+
+A region is one file, mapped and pre-allocated, that belongs to one claim:
+
+    header (256): magic, size, MessagePack of RegionHeader, XXH3-64 of all before
+    half 0, half 1: payload (capacity) | size (u64) | seq (u64) | XXH3-64 of the payload, seeded by seq
+
+States go to the halves in turn, so that one of them is whole at every instant. The trailer is
+written after the payload; its checksum makes a half that was cut off, or that a live writer laps
+while it is read, recognisable. Nothing is ever synced: the page cache outlives the process but
+not the boot, hence the boot id.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import logging
+import mmap
+import os
+import stat
+import struct
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import xxhash
+
+from ._codecs import BYTES
+
+SPOOL_LIMIT = 4 << 20
+"""States over this many bytes are covered by the store alone."""
+
+_MAGIC = b"AIOCKSP1"
+_HEAD = 256
+_TRAILER = struct.Struct("<QQQ")
+_SMALLEST = (4096 - _HEAD) // 2 - _TRAILER.size
+_ONE_PACK = 16 << 10  # up to here, zero-filling a half costs less than a second call
+_hash = xxhash.xxh3_64_intdigest
+_log = logging.getLogger("aiocheckpoint")
+
+Stage = Callable[[int, bytes], object]
+
+
+class Staged(NamedTuple):
+    """A staged state: what a slot holds, what a region gives back."""
+
+    seq: int
+    data: bytes
+    codec: str
+
+
+class _RegionHeader(msgspec.Struct, frozen=True, array_like=True):
+    claim: bytes
+    boot: str
+    codec: str
+    capacity: int
+
+
+class _Memory(ctypes.c_char):
+    """Only a base for the array type: its instances can be watched by weakref."""
+
+
+@functools.cache
+def boot_id() -> str:
+    """Names this boot of this machine; OSError where that cannot be told."""
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Region(NamedTuple):
+    """One mapped file: what it takes, and the call that stages into it."""
+
+    path: Path
+    codec: str
+    capacity: int
+    stage: Stage
+
+
+class Spool:
+    """The regions of one claim, in the directory of its key."""
+
+    def __init__(self, directory: Path, claim: bytes) -> None:
+        self.directory = directory
+        self.claim = claim
+        self._numbers = itertools.count()
+        self._warned = False
+
+    def allocate(self, codec: str, size: int, overflow: Stage) -> Region | None:
+        """Make and map a region for states of up to `size` bytes; None if it cannot be made.
+
+        Its `stage` hands what does not fit to `overflow`.
+        """
+        capacity = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
+        path = self.directory / f"{self.claim.hex()}.{next(self._numbers)}"
+        try:
+            header = _encode_header(_RegionHeader(self.claim, boot_id(), codec, capacity))
+            view = _map(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
+        except (OSError, subprocess.SubprocessError) as exc:
+            path.unlink(missing_ok=True)
+            if not self._warned:
+                self._warned = True
+                _log.warning(
+                    "no spool for states of %d bytes in %s (%s): going on without it; a killed"
+                    " process loses what was not yet stored",
+                    size,
+                    self.directory,
+                    exc,
+                )
+            return None
+        return Region(path, codec, capacity, _stager(view, capacity, overflow))
+
+    def remove(self) -> None:
+        """Forget all that this claim staged. Call it when nothing stages any more."""
+        discard(list(self.directory.glob(f"{self.claim.hex()}.*")))
+
+
+class Lane:
+    """One thread's way into the spool: a region, replaced when a state does not fit it."""
+
+    def __init__(self, spool: Spool, overflow: Stage) -> None:
+        """`overflow` is given what is put straight to the region's `stage` and does not fit."""
+        self._spool = spool
+        self._overflow = overflow
+        self._too_large = SPOOL_LIMIT + 1
+        self.region: Region | None = None
+
+    def reserve(self) -> None:
+        """Make a small region for plain bytes ahead of the first write."""
+        self.region = self._allocate(BYTES, 0)
+
+    def stage(self, state: Staged) -> None:
+        """Stage a state of any codec and size, if the spool can take it."""
+        old = self.region
+        if self.takes(state):
+            assert old is not None
+            old.stage(state.seq, state.data)
+            return
+        region = self._allocate(state.codec, len(state.data))
+        if region is not None:
+            region.stage(state.seq, state.data)
+            self.region = region
+            if old is not None:  # only now: until here it held the newest state
+                old.path.unlink(missing_ok=True)
+
+    def takes(self, state: Staged) -> bool:
+        """True if the region as it is has room for such a state."""
+        region = self.region
+        return (
+            region is not None
+            and region.codec == state.codec
+            and len(state.data) <= region.capacity
+        )
+
+    def _allocate(self, codec: str, size: int) -> Region | None:
+        if size >= self._too_large:
+            return None
+        region = self._spool.allocate(codec, size, self._overflow)
+        if region is None:
+            self._too_large = size
+        return region
+
+
+def key_directory(base: Path, name: str) -> Path:
+    """Make the directory of a key's regions, readable by this user alone.
+
+    Raises:
+        OSError: it cannot be made, or is a link or another user's.
+    """
+    directory = base / name
+    for path in (base, directory):
+        path.mkdir(mode=0o700, parents=path is base, exist_ok=True)
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            raise PermissionError(f"{path} is not a directory of this user")
+    return directory
+
+
+def regions(directory: Path) -> list[Path]:
+    """The region files that lie there now, of whatever claim."""
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def newest(paths: list[Path], claim: bytes) -> Staged | None:
+    """The newest whole state that `claim` staged on this boot, or None."""
+    best: Staged | None = None
+    for path in paths:
+        if not path.name.startswith(claim.hex()):
+            continue
+        try:
+            for staged in _read(path, claim):
+                if best is None or staged.seq > best.seq:
+                    best = staged
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as exc:
+            _log.warning("spool region %s is damaged or unreadable and is not used: %s", path, exc)
+    return best
+
+
+def discard(paths: list[Path]) -> None:
+    """Remove regions of superseded claims, and their directory once it is empty."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    if paths:
+        _drop_directory(paths[0].parent)
+
+
+def _drop_directory(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        pass  # another claim's regions lie there, or it is gone
+
+
+def _encode_header(header: _RegionHeader) -> bytes:
+    body = msgspec.msgpack.encode(header)
+    block = (_MAGIC + struct.pack("<I", len(body)) + body).ljust(_HEAD - 8, b"\0")
+    return block + struct.pack("<Q", _hash(block))
+
+
+def _decode_header(block: bytes) -> _RegionHeader:
+    if len(block) < _HEAD or block[:8] != _MAGIC:
+        raise ValueError("not a spool region")
+    if struct.unpack("<Q", block[-8:])[0] != _hash(block[:-8]):
+        raise ValueError("the header's checksum does not match")
+    (size,) = struct.unpack_from("<I", block, 8)
+    return msgspec.msgpack.decode(block[12 : 12 + size], type=_RegionHeader)
+
+
+def _read(path: Path, claim: bytes) -> Iterator[Staged]:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("not a regular file")
+        header = _decode_header(os.pread(fd, _HEAD, 0))
+        if header.claim != claim or header.boot != boot_id():
+            return
+        used = whole = 0
+        for half in (0, 1):
+            start = _HEAD + half * (header.capacity + _TRAILER.size)
+            trailer = os.pread(fd, _TRAILER.size, start + header.capacity)
+            if len(trailer) < _TRAILER.size:
+                raise ValueError("cut short")
+            size, seq, digest = _TRAILER.unpack(trailer)
+            if trailer == bytes(_TRAILER.size):
+                continue
+            used += 1
+            if size > min(header.capacity, SPOOL_LIMIT):
+                continue
+            data = os.pread(fd, size, start)
+            if len(data) != size or _hash(data, seq) != digest:
+                continue  # cut off by a kill, or lapped by a live writer: the other half is whole
+            if os.pread(fd, _TRAILER.size, start + header.capacity) != trailer:
+                continue
+            whole += 1
+            yield Staged(seq, data, header.codec)
+        if used and not whole:
+            raise ValueError("no half of it is whole")
+    finally:
+        os.close(fd)
+
+
+def _map(path: Path, header: bytes, size: int) -> memoryview:
+    """Create and map a file. No descriptor stays open: mmap.mmap would keep one per region
+    (until Python 3.13's `trackfd`), and ten thousand keys must fit under a limit of 1024."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        os.pwrite(fd, header, 0)
+        libc = _libc()
+        address = libc.mmap(
+            None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0
+        )
+        if address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(fd)
+    memory = (_Memory * size).from_address(address)
+    # unmapped when the last view is gone, so that a late stage() can never touch freed memory
+    weakref.finalize(memory, libc.munmap, address, size).atexit = False
+    return memoryview(memory).cast("B")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    ]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def _stager(view: memoryview, capacity: int, overflow: Stage) -> Stage:
+    """A function that stages bytes into one region.
+
+    Each pack is one C call under the interpreter lock, so a half changes in one step as far as
+    other threads can see.
+    """
+    turn = itertools.cycle((_HEAD, _HEAD + capacity + _TRAILER.size))
+    whole = struct.Struct(f"<{capacity}sQQQ").pack_into
+    trail = _TRAILER.pack_into
+
+    def small(seq: int, data: bytes) -> None:
+        size = len(data)
+        if size > capacity:
+            overflow(seq, data)
+        else:
+            whole(view, next(turn), data, size, seq, _hash(data, seq))
+
+    def large(seq: int, data: bytes) -> None:
+        size = len(data)
+        if size > capacity:
+            overflow(seq, data)
+        else:
+            start = next(turn)
+            view[start : start + size] = data
+            trail(view, start + capacity, size, seq, _hash(data, seq))
+
+    return small if capacity <= _ONE_PACK else large

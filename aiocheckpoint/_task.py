@@ -1,0 +1,169 @@
+"""Tasks: a function with the key, the retries and the codec that its runs use."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, NoReturn, TypeVar, TypeVarTuple, Unpack, cast
+
+import msgspec
+
+from ._checkpointer import Checkpointer
+from ._codecs import MSGPACK, Coder, MsgspecCodec
+from ._errors import CodecError
+from ._keys import check_key, fill_template
+from ._policy import RetryPolicy, as_policy
+from .abc import Codec
+
+T = TypeVar("T")
+R = TypeVar("R")
+Args = TypeVarTuple("Args")
+
+RESULT_LIMIT = 1 << 20
+
+
+class Task(Generic[T, Unpack[Args], R]):
+    """What `@task` makes of a function. `Runtime.run` runs it; calling it does not."""
+
+    def __init__(
+        self,
+        fn: Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
+        *,
+        key: str | None,
+        retry: int | RetryPolicy = 0,
+        type: type[T] | None = None,
+        codec: Codec[T] | None = None,
+    ) -> None:
+        self.fn = fn
+        """The plain function."""
+        self.key = key
+        """The template of the key, or None if each call of `run` must give one."""
+        self.retry = as_policy(retry)
+        self._type = type
+        self._codec = codec
+        self.coder: Coder[T] = Coder(type, codec)
+        functools.update_wrapper(cast("Callable[..., Any]", self), fn)
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(
+            f"{_name(self.fn)} is a task: run it with `await rt.run({_name(self.fn)}, ...)` or"
+            f" `aiocheckpoint.run(...)`; the plain function is {_name(self.fn)}.fn"
+        )
+
+    def __repr__(self) -> str:
+        return f"<task {_name(self.fn)} key={self.key!r}>"
+
+    def using(
+        self, *, key: str | None = None, retry: int | RetryPolicy | None = None
+    ) -> Task[T, Unpack[Args], R]:
+        """The same task with another key template or other retries."""
+        return Task(
+            self.fn,
+            key=self.key if key is None else key,
+            retry=self.retry if retry is None else retry,
+            type=self._type,
+            codec=self._codec,
+        )
+
+    def key_for(self, args: tuple[object, ...]) -> str:
+        """The key of a call with these arguments."""
+        if self.key is None:
+            raise TypeError(f"run({_name(self.fn)}, ...) needs a key=: it names the checkpoint")
+        return fill_template(self.key, self.fn, args)
+
+    def encode_result(self, result: R) -> tuple[bytes, str]:
+        """The result's bytes and codec; by MessagePack, or the task's codec where that fails."""
+        try:
+            try:
+                data, codec = msgspec.msgpack.encode(result), MSGPACK
+            except Exception:
+                if self._codec is None:
+                    raise
+                data, codec = self._codec.encode(cast(T, result)), self._codec.name
+        except Exception as exc:
+            raise CodecError(
+                f"{_name(self.fn)} returned a {type(result).__name__} that cannot be stored as its"
+                f" result: {exc}; return something that msgspec encodes, or give the task a codec="
+            ) from exc
+        if len(data) > RESULT_LIMIT:
+            raise CodecError(
+                f"{_name(self.fn)} returned a result of {len(data)} bytes, and at most"
+                f" {RESULT_LIMIT} are stored: write() large results as the last state"
+            )
+        return data, codec
+
+    def decode_result(self, data: bytes, codec: str) -> R:
+        """The result of a run that is done, as the function's return annotation says."""
+        try:
+            if codec == MSGPACK:
+                return cast(R, MsgspecCodec(_return_type(self.fn)).decode(data))
+            if self._codec is not None and self._codec.name == codec:
+                return cast(R, self._codec.decode(data))
+        except Exception as exc:
+            raise CodecError(
+                f"the stored result of {_name(self.fn)} does not fit its return type: {exc};"
+                " run it with fresh=True to start over"
+            ) from exc
+        raise CodecError(f"the stored result of {_name(self.fn)} was written by codec {codec!r}")
+
+
+def task(
+    *,
+    key: str,
+    retry: int | RetryPolicy = 0,
+    type: type[T] | None = None,
+    codec: Codec[T] | None = None,
+) -> Callable[
+    [Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]]], Task[T, Unpack[Args], R]
+]:
+    """Make a task of an async function whose first parameter is its checkpointer.
+
+    Args:
+        key: The template of the key: `"train/{run_id}"` takes the argument `run_id`.
+        retry: Retries on any Exception, or a RetryPolicy.
+        type: The type that states are decoded into; without it (and `codec`) they are bytes.
+        codec: What encodes and decodes states instead.
+    """
+
+    def decorate(
+        fn: Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
+    ) -> Task[T, Unpack[Args], R]:
+        return Task(fn, key=key, retry=retry, type=type, codec=codec)
+
+    return decorate
+
+
+def as_task(
+    fn: Task[T, Unpack[Args], R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
+    key: str | None,
+    retry: int | RetryPolicy | None,
+) -> Task[T, Unpack[Args], R]:
+    """What `run` was given, with its own options applied. A plain key stays as it is."""
+    if isinstance(fn, functools.partial) and isinstance(fn.func, Task):
+        inner: Task[T, Unpack[Args], R] = fn.func
+        bound = functools.partial(inner.fn, *fn.args, **fn.keywords)
+        made = Task(
+            bound, key=inner.key, retry=inner.retry, type=inner._type, codec=inner._codec
+        )
+    elif isinstance(fn, Task):
+        made = fn
+    else:
+        made = Task(fn, key=None)
+    if retry is not None:
+        made = made.using(retry=retry)
+    if key is not None:
+        made = made.using(key=check_key(key).replace("{", "{{").replace("}", "}}"))
+    return made
+
+
+def _name(fn: Callable[..., object]) -> str:
+    return getattr(fn, "__name__", None) or repr(fn)
+
+
+def _return_type(fn: Callable[..., object]) -> Any:
+    plain = fn.func if isinstance(fn, functools.partial) else fn
+    try:
+        return typing.get_type_hints(plain).get("return", Any)
+    except Exception:
+        return Any  # annotations that cannot be resolved say nothing
