@@ -1,0 +1,60 @@
+"""Stores, opened by URL."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any, cast
+from urllib.parse import unquote
+
+from ..abc import Store
+
+# scheme -> "module:Class"; opened by `Class.from_url(url)`, or by `Class(path)` for local paths.
+_STORES = {
+    "memory": "memory:MemoryStore",
+    "sqlite": "sqlite:SqliteStore",
+    "file": "file:FileStore",
+}
+_PATHS = frozenset({"sqlite", "file"})
+_SQLITE_SUFFIXES = frozenset({".db", ".sqlite", ".sqlite3"})
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """The store that a URL such as `sqlite:jobs.db`, or a path, names.
+
+    A path with the suffix .db, .sqlite or .sqlite3 is an SQLite database, any other a directory.
+
+    Raises:
+        ValueError: the URL names no store that we know.
+        StoreError: the store cannot be there, as when the path's parent is missing.
+    """
+    if not isinstance(url, str):
+        path = os.fspath(url)
+        suffix = os.path.splitext(path)[1].lower()
+        return _open("sqlite" if suffix in _SQLITE_SUFFIXES else "file", path)
+    scheme, colon, _ = url.partition(":")
+    scheme = scheme.lower()
+    if not colon or scheme not in _STORES:
+        known = ", ".join(f"{scheme}:" for scheme in _STORES)
+        raise ValueError(f"{url!r} names no store; it starts with one of {known} (sqlite:jobs.db)")
+    return _open(scheme, _local_path(url) if scheme in _PATHS else url)
+
+
+def _open(scheme: str, location: str) -> Store:
+    module, _, name = _STORES[scheme].partition(":")
+    cls: Any = getattr(import_module(f".{module}", __name__), name)
+    return cast(Store, cls(location) if scheme in _PATHS else cls.from_url(location))
+
+
+def _local_path(url: str) -> str:
+    scheme, _, path = url.partition(":")
+    if path == ":memory:":
+        raise ValueError(f"{url!r} would be lost with its connection; use 'memory:'")
+    if path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise ValueError(f"{url!r} names a host; a path is written {scheme}:{path[2:]}")
+        path = "/" + unquote(rest)
+    if not path:
+        raise ValueError(f"{url!r} has no path; write {scheme}:PATH")
+    return path

@@ -1,0 +1,95 @@
+"""Opening stores by URL and by path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from aiocheckpoint._errors import StoreError
+from aiocheckpoint.stores import open_store
+from aiocheckpoint.stores.file import FileStore
+from aiocheckpoint.stores.memory import MemoryStore
+from aiocheckpoint.stores.sqlite import SqliteStore
+
+
+def test_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scheme opens its store, a relative path from the working directory of that moment."""
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_store("memory:"), MemoryStore)
+    assert open_store("memory:").identity != open_store("memory:").identity
+    expected = {
+        "sqlite:jobs.db": f"sqlite:{tmp_path}/jobs.db",
+        "SQLite:./jobs.db": f"sqlite:{tmp_path}/jobs.db",
+        f"sqlite:{tmp_path}/a b?c#d%20.db": f"sqlite:{tmp_path}/a b?c#d%20.db",
+        f"sqlite://{tmp_path}/jobs.db": f"sqlite:{tmp_path}/jobs.db",
+        f"sqlite://localhost{tmp_path}/jobs.db": f"sqlite:{tmp_path}/jobs.db",
+        "file:jobs": f"file:{tmp_path}/jobs",
+        f"file:{tmp_path}/jobs/": f"file:{tmp_path}/jobs",
+        (tmp_path / "with space").as_uri(): f"file:{tmp_path}/with space",
+    }
+    for url, identity in expected.items():
+        assert open_store(url).identity == identity
+    assert open_store("file:jobs").identity == f"file:{tmp_path}/jobs"
+    monkeypatch.chdir("/")
+
+
+@pytest.mark.parametrize("name", ["jobs.db", "jobs.sqlite", "jobs.SQLITE3"])
+def test_database_paths(tmp_path: Path, name: str) -> None:
+    """A path that looks like a database's is one."""
+    assert isinstance(open_store(tmp_path / name), SqliteStore)
+
+
+@pytest.mark.parametrize("name", ["jobs", "jobs.d", ".db"])
+def test_other_paths(tmp_path: Path, name: str) -> None:
+    """Any other path is a directory's."""
+    assert isinstance(open_store(tmp_path / name), FileStore)
+
+
+def test_linked_paths_are_one_store(tmp_path: Path) -> None:
+    """Two ways to the same place have one identity."""
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for url in ("sqlite:{}/jobs.db", "file:{}/jobs"):
+        first, second = open_store(url.format(tmp_path)), open_store(url.format(tmp_path / "link"))
+        assert first.identity == second.identity
+        assert first.spool_dir == second.spool_dir
+
+
+@pytest.mark.parametrize("url", ["jobs.db", "mysql://host/db", "", "./jobs", "C:\\jobs", ":x"])
+def test_unknown(url: str) -> None:
+    """What names no store is told which ones there are."""
+    with pytest.raises(ValueError, match=r"memory:, sqlite:, file: \(sqlite:jobs\.db\)"):
+        open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite::memory:", "use 'memory:'"),
+        ("sqlite:", "write sqlite:PATH"),
+        ("file:", "write file:PATH"),
+        ("sqlite://jobs.db", "written sqlite:jobs.db"),
+        ("file://host/jobs", "written file:host/jobs"),
+        ("memory:jobs", "use 'memory:'"),
+    ],
+)
+def test_mistaken(url: str, message: str) -> None:
+    """What is nearly right is told what to write."""
+    with pytest.raises(ValueError, match=message):
+        open_store(url)
+
+
+def test_no_text() -> None:
+    """Neither bytes nor None is a URL."""
+    for url in (None, b"file:jobs", 1):
+        with pytest.raises(TypeError):
+            open_store(url)  # type: ignore[arg-type]
+
+
+def test_missing_parent(tmp_path: Path) -> None:
+    """Only the last part of a path is made, so that a mistyped one is noticed."""
+    for url in ("sqlite:{}/no/jobs.db", "file:{}/no/jobs"):
+        with pytest.raises(StoreError, match="create it first"):
+            open_store(url.format(tmp_path))
+    assert os.listdir(tmp_path) == []
