@@ -1,0 +1,64 @@
+"""`make bench`: measure the rows of DESIGN 7 and say which hold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anyio
+
+from . import core
+from ._measure import Row, progress
+
+HEADER = ["what", "target", "measured (median)", "rounds, from to", "verdict", "note"]
+DOC = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", help=f"which of {', '.join(core.ROWS)}; default all")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds a row (default 7)")
+    parser.add_argument("--directory", type=Path, help="where to write; default: the temporary one")
+    parser.add_argument("--doc", action="store_true", help="write docs/benchmarks.md as well")
+    options = parser.parse_args()
+    unknown = set(options.rows) - set(core.ROWS)
+    if unknown:
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    table: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="aiocheckpoint-bench-", dir=options.directory) as name:
+        for row in options.rows or core.ROWS:
+            progress(f"measuring {row} ...")
+            table += anyio.run(core.ROWS[row], Path(name), options.rounds)
+    lines = [HEADER, ["---"] * len(HEADER), *(row.cells for row in table)]
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    print(text)
+    if options.doc:
+        DOC.write_text(_document(text, options.rounds))
+        progress(f"wrote {DOC.name}")
+    return 0 if all(row.passed for row in table) else 1
+
+
+def _document(table: str, rounds: int) -> str:
+    return f"""# Benchmarks
+
+`make bench ARGS=--doc` measures these rows and writes this page. Each row is a ratio or a time
+taken within one run, against what stands beside it, in {rounds} rounds; the median counts.
+Payloads change on every call. The machine is a small, shared virtual one: trust ratios, not
+absolutes.
+
+{table}
+
+Measured on {time.strftime("%Y-%m-%d")}: {os.cpu_count()} cores, {platform.system()}
+{platform.release()}, {platform.machine()}, {platform.python_implementation()}
+{platform.python_version()}, SQLite {sqlite3.sqlite_version}.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
