@@ -38,6 +38,7 @@ async def bounded(call: Awaitable[T], op: str, key: str | None = None, size: int
 
 async def read_blob(store: Store, key: str, name: str, size: int) -> bytes:
     """A whole blob, gathered without one large copy under the interpreter lock."""
+
     async def gather() -> bytes:
         buffer = io.BytesIO()
         async for chunk in store.open_blob(key, name):

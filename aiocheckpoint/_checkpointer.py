@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Generic, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
 
 from . import _io_thread
-from ._calls import bounded
 from ._codecs import Coder
-from ._errors import CheckpointError, ClosedError, FencedError, FlushTimeoutError, StoppedError
+from ._errors import CheckpointError, ClosedError, FencedError, StoppedError
 from ._heads import read_head
 from ._held import Held, departing, report
 from ._io_thread import IOThread
 from ._records import Checkpoint, Statistics
 from ._slot import ALERT, IDLE
-from ._writer import Writer
+from ._writer import Writer, into
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -104,7 +101,7 @@ class Checkpointer(Generic[T]):
         else:
             slot.check_open()
             seq = slot.put(*self._coder.encode(state))
-        if slot.attention is not slot.attended:
+        if slot.attention.now is not slot.seen:
             await self._attend()
         return seq
 
@@ -125,7 +122,7 @@ class Checkpointer(Generic[T]):
         slot = self._slot
         attention = slot.attention
         if attention is not IDLE and attention is not ALERT:
-            slot.attended = attention
+            slot.seen = attention.now
         if slot.idle:
             self._io.post(self._writer.woken, self._held)
         self._raise_error()
@@ -165,7 +162,7 @@ class Checkpointer(Generic[T]):
         slot = self._slot
         slot.check_open()
         future: Future[None] = Future()
-        self._io.post(self._writer.flush, self._held, slot.newest_seq, slot.meta, future)
+        self._io.post(self._writer.flush, self._held, slot.newest_seq, slot.meta, into(future))
         with anyio.move_on_after(self._flush_timeout):
             await _io_thread.result(future)
             return

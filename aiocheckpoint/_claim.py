@@ -80,9 +80,9 @@ async def claim(
                 state, promoted = _newest(found, regions, before, plan)
                 record = _next(key, found, state, plan, carried=not promoted)
             data = b"" if state is None else state.data
-            record, frame = await writer.put_blobs(record, data, keep)
+            record, frame = await writer.commits.put_blobs(record, data, keep)
             expect = None if found is None else found.version
-            version = await writer.submit(Put(key, expect, frame))
+            version = await writer.commits.outcome(Put(key, expect, frame))
             break
         except ConflictError:
             await asyncio.sleep(random.uniform(0, wait))
@@ -104,10 +104,10 @@ async def claim(
     _spool.discard(regions)
     spool = None if directory is None else _make_spool(directory, record.claim)
     slot = Slot(key, state, plan.meta, spool, plain=plain)
-    held = Held(slot, record, version, keep=keep, min_interval=min_interval)
+    held = Held(slot, record, version, writer.settled, keep=keep, min_interval=min_interval)
     superfluous = held.adopt_blobs(blobs)
     if superfluous:
-        writer.collect(key, superfluous)
+        writer.commits.collect(key, superfluous)
     writer.holding.add(held)
     return held
 

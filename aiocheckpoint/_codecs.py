@@ -42,7 +42,7 @@ class PickleCodec:
         return pickle.dumps(state, protocol=5)
 
     def decode(self, data: bytes, /) -> object:
-        return pickle.loads(data)  # noqa: S301
+        return pickle.loads(data)
 
 
 class Coder(Generic[T]):
@@ -121,4 +121,3 @@ class Coder(Generic[T]):
                 f"codec {codec!r} cannot decode the state: {exc}"
                 " (latest() gives the bytes as they are)"
             ) from exc
-

@@ -93,9 +93,7 @@ async def _read_state(store: Store, key: str, blob: Blob) -> bytes:
     return data
 
 
-async def _fall_back(
-    store: Store, key: str, head: Head, damage: CorruptCheckpointError
-) -> Found:
+async def _fall_back(store: Store, key: str, head: Head, damage: CorruptCheckpointError) -> Found:
     names = await bounded(store.list_blobs(key), "list_blobs", key)
     for name in sorted(names, reverse=True):
         if not name.startswith(GENERATION):

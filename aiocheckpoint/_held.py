@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from ._errors import FencedError, FlushTimeoutError
+import msgspec
+
+from ._errors import FencedError, FlushTimeoutError, StoreError
 from ._heads import GENERATION, STATE, generation_name
 from ._records import Record, Statistics
 from ._slot import Meta, Slot
@@ -18,12 +21,26 @@ from .abc import Version
 _log = logging.getLogger("aiocheckpoint")
 
 
+Ended = Callable[[BaseException | None], object]
+"""Told once that a wait is over: with None, or with the error that ended it."""
+
+
 class Waiter(NamedTuple):
     """Somebody who waits until this much is stored."""
 
     seq: int
     meta: Meta
-    future: Future[None]
+    ended: Ended
+
+
+class Taken(msgspec.Struct, frozen=True, gc=False):
+    """What was newest in a slot when a commit was made."""
+
+    seq: int
+    meta: Meta
+    size: int
+    at: float
+    """The loop's time."""
 
 
 class Held:
@@ -33,9 +50,17 @@ class Held:
     """
 
     def __init__(
-        self, slot: Slot, record: Record, version: Version, *, keep: int, min_interval: float
+        self,
+        slot: Slot,
+        record: Record,
+        version: Version,
+        settled: Callable[[Held, Version | StoreError], None],
+        *,
+        keep: int,
+        min_interval: float,
     ) -> None:
         self.slot = slot
+        self._settled = settled
         self.record = record
         """The newest header that was put to the store, whether it is known to have arrived."""
         self.version = version
@@ -43,9 +68,16 @@ class Held:
         self.min_interval = min_interval
         self.busy = False
         """True iff a commit, or the reading back after one, is under way."""
+        self.due = False
+        """True iff it waits for its turn to be committed."""
+        self.taken = Taken(slot.first, slot.meta, 0, 0.0)
+        """What the newest commit was made of."""
         self.urgent = False
         """True while somebody waits: the interval between commits does not count."""
         self.next_at = 0.0
+        """The loop's time before which no commit begins, unless it is urgent."""
+        self.awaited = False
+        """True iff the writer's calendar has an entry for it."""
         self.failures = 0
         self.waiters: list[Waiter] = []
         self.leaving: Future[None] | None = None
@@ -58,6 +90,10 @@ class Held:
         self.last_error: BaseException | None = None
         self.clean_until: float | None = None
         """When the stored state was last known to be the newest; None while it is."""
+
+    def settle(self, outcome: Version | StoreError, /) -> None:
+        """The commit under way has ended so: for its writer to see to."""
+        self._settled(self, outcome)
 
     @property
     def fenced(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401  (its exit hook must be older than ours)
+import concurrent.futures.thread
 import logging
 import os
 import signal

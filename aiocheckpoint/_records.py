@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -32,7 +32,7 @@ _SUM = 16
 Status = Literal["running", "done", "failed"]
 
 
-class Blob(msgspec.Struct, frozen=True, array_like=True):
+class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A large state that lies outside the record."""
 
     name: str
@@ -40,7 +40,7 @@ class Blob(msgspec.Struct, frozen=True, array_like=True):
     digest: bytes
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """The header of a record.
 
     `run` is drawn when the key is created and kept by every claim after it: a record of another
@@ -154,7 +154,7 @@ class Checkpoint:
             attempt=record.attempt,
             burnt=record.burnt,
             status=record.status,
-            created=datetime.fromtimestamp(record.created, timezone.utc),
+            created=datetime.fromtimestamp(record.created, UTC),
             codec=record.codec,
             payload=payload,
             size=len(payload),

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import anyio
 import msgspec
@@ -54,13 +54,13 @@ class _Finished(Exception):
         self.record = record
 
 
-class Run(Generic[T, Unpack[Args], R]):
+class Run(Generic[T, *Args, R]):
     """One call of `run`: attempts until one succeeds or no retry is left."""
 
     def __init__(
         self,
-        task: Task[T, Unpack[Args], R],
-        args: tuple[Unpack[Args]],
+        task: Task[T, *Args, R],
+        args: tuple[*Args],
         *,
         fresh: bool,
         stopping: Stopping,
@@ -139,9 +139,9 @@ class Run(Generic[T, Unpack[Args], R]):
         progress = slot.newest_seq > slot.first
         retry = 1 + (0 if policy.reset_on_progress and progress else slot.meta.burnt)
         wait = policy.wait_before(retry, exc)
+        spent = time.monotonic() - self._began
         if wait is not None and policy.deadline is not None:
-            if time.monotonic() + wait > self._began + seconds(policy.deadline):
-                wait = None
+            wait = wait if spent + wait <= seconds(policy.deadline) else None
         if wait is None:
             _amend(cp, status="failed")
             exc.add_note(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
+import anyio
 import xxhash
 
 from . import _io_thread
@@ -19,7 +20,6 @@ from ._checkpointer import Checkpointer, latest
 from ._claim import Decide, claim
 from ._codecs import Coder
 from ._errors import ClosedError, KeyInUseError
-from ._heads import read_head
 from ._held import Held
 from ._io_thread import IOThread
 from ._keys import check_key
@@ -30,7 +30,7 @@ from ._signals import SignalHandlers
 from ._slot import ALERT
 from ._stopping import Stopping
 from ._task import Task, as_task
-from ._writer import Writer
+from ._writer import Writer, into
 from .abc import Codec, Store
 from .stores import open_store
 
@@ -178,8 +178,8 @@ class Runtime:
 
     async def run(
         self,
-        fn: Task[T, Unpack[Args], R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
-        *args: Unpack[Args],
+        fn: Task[T, *Args, R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
+        *args: *Args,
         key: str | None = None,
         retry: int | RetryPolicy | None = None,
         fresh: bool = False,
@@ -228,6 +228,20 @@ class Runtime:
         """
         check_key(key)
         await _io_thread.result(self._thread.call(self._delete(key)))
+
+    async def flush(self) -> None:
+        """Return when all that is staged now in the open handles is stored.
+
+        Raises:
+            FlushTimeoutError: not within `flush_timeout`; it names one of the keys.
+            FencedError, StoreError: some of it never will be.
+        """
+        future: Future[None] = Future()
+        self._thread.post(self._writer.flush_all, into(future))
+        with anyio.move_on_after(self._flush_timeout):
+            await _io_thread.result(future)
+            return
+        raise next(held for held in self._writer.holding if held.slot.dirty).timed_out()
 
     def stop(self) -> None:
         """Ask every attempt to end at its next write. From any thread or signal handler.
@@ -299,9 +313,9 @@ class Runtime:
         if self._stopping.requested:
             io.post(self._stop_one, held)
         timeout = opening.flush_timeout
-        return Checkpointer(
-            held, self._writer, io, opening.coder, self._flush_timeout if timeout is None else timeout
-        )
+        if timeout is None:
+            timeout = self._flush_timeout
+        return Checkpointer(held, self._writer, io, opening.coder, timeout)
 
     def _abandon(self, held: Held) -> None:
         """The opener was cancelled as its claim came through: there is nothing to flush."""
@@ -341,12 +355,12 @@ class Runtime:
         slot = held.slot
         slot.stopping = True
         slot.attention = ALERT
-        self._writer.flush(held, slot.newest_seq, slot.meta, Future())
+        self._writer.flush(held, slot.newest_seq, slot.meta, lambda _: None)
 
     async def _delete(self, key: str) -> None:
         head = await bounded(self._store.load(key), "load", key)
         if head is not None:
-            await self._writer.delete_head(key, head.version)
+            await self._writer.commits.delete(key, head.version)
 
     async def _pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
         page: list[str] = []

@@ -24,8 +24,8 @@ Args = TypeVarTuple("Args")
 
 
 def run(
-    fn: Task[T, Unpack[Args], R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
-    *args: Unpack[Args],
+    fn: Task[T, *Args, R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
+    *args: *Args,
     store: str | os.PathLike[str] | Store,
     key: str | None = None,
     retry: int | RetryPolicy | None = None,

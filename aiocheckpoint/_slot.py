@@ -15,15 +15,23 @@ from ._records import Status
 from ._spool import Lane, Spool, Stage, Staged
 
 
-class _Attention:
-    """A standing reason why the next `write()` should do more than stage."""
+class Beat:
+    """What tells `write()` when to do more than stage: whenever `now` is not what it saw last.
+
+    Active slots share their writer's beat, whose `now` changes every few milliseconds.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = object()
 
 
-IDLE = _Attention()  # the writer sleeps and must be woken
-ALERT = _Attention()  # an error or a stop waits to be raised
+IDLE = Beat()  # never taken for seen: the writer sleeps and must be woken
+ALERT = Beat()  # nor is this one: an error or a stop waits to be raised
 
 
-class Meta(msgspec.Struct, frozen=True):
+class Meta(msgspec.Struct, frozen=True, gc=False):
     """What a record says of the run besides its state. Replaced, never changed."""
 
     attempt: int = 1
@@ -48,7 +56,6 @@ class Slot:
         "_foreign_lock",
         "_lane",
         "_plain",
-        "attended",
         "attention",
         "closed",
         "error",
@@ -57,6 +64,7 @@ class Slot:
         "key",
         "meta",
         "raw",
+        "seen",
         "seq",
         "seqs",
         "spool",
@@ -81,7 +89,7 @@ class Slot:
         self.raw: type[bytes] | None = None
         """`bytes` while plain bytes may be staged without further ado; else nothing's type."""
         self.stage: Stage | None = None
-        self.attended: object = None
+        self.seen: object = None
         self.meta = meta
         self.closed: ClosedError | None = None
         self.spool = spool
@@ -95,7 +103,7 @@ class Slot:
                 self._lane.reserve()
             self._open_fast_path()
         # written by the I/O thread
-        self.attention: object = IDLE
+        self.attention: Beat = IDLE
         self.idle = True
         self.stopping = False
         self.error: CheckpointError | None = None
@@ -149,7 +157,11 @@ class Slot:
     @property
     def dirty(self) -> bool:
         """True if something is staged that is not stored."""
-        return self.newest_seq != self.stored or self.meta is not self.stored_meta
+        return (
+            self.seq > self.stored
+            or self.meta is not self.stored_meta
+            or (bool(self._foreign) and self.newest_seq > self.stored)
+        )
 
     @property
     def spooled(self) -> bool:

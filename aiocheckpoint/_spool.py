@@ -3,7 +3,7 @@
 A region is one file, mapped and pre-allocated, that belongs to one claim:
 
     header (256): magic, size, MessagePack of RegionHeader, XXH3-64 of all before
-    half 0, half 1: payload (capacity) | size (u64) | seq (u64) | XXH3-64 of the payload, seeded by seq
+    half 0, half 1: payload (capacity) | size (u64) | seq (u64) | XXH3-64 of payload, seed seq
 
 States go to the halves in turn, so that one of them is whole at every instant. The trailer is
 written after the payload; its checksum makes a half that was cut off, or that a live writer laps
@@ -274,14 +274,17 @@ def _read(path: Path, claim: bytes) -> Iterator[Staged]:
 def _map(path: Path, header: bytes, size: int) -> memoryview:
     """Create and map a file. No descriptor stays open: mmap.mmap would keep one per region
     (until Python 3.13's `trackfd`), and ten thousand keys must fit under a limit of 1024."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileNotFoundError:  # another claim has left and taken the empty directory along
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(path, flags, 0o600)
     try:
         os.posix_fallocate(fd, 0, size)
         os.pwrite(fd, header, 0)
         libc = _libc()
-        address = libc.mmap(
-            None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0
-        )
+        address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
         if address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:

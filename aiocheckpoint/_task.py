@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, NoReturn, TypeVar, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, TypeVarTuple, Unpack, cast
 
 import msgspec
 
@@ -23,7 +23,7 @@ Args = TypeVarTuple("Args")
 RESULT_LIMIT = 1 << 20
 
 
-class Task(Generic[T, Unpack[Args], R]):
+class Task(Generic[T, *Args, R]):
     """What `@task` makes of a function. `Runtime.run` runs it; calling it does not."""
 
     def __init__(
@@ -45,18 +45,21 @@ class Task(Generic[T, Unpack[Args], R]):
         self.coder: Coder[T] = Coder(type, codec)
         functools.update_wrapper(cast("Callable[..., Any]", self), fn)
 
-    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError(
-            f"{_name(self.fn)} is a task: run it with `await rt.run({_name(self.fn)}, ...)` or"
-            f" `aiocheckpoint.run(...)`; the plain function is {_name(self.fn)}.fn"
-        )
+    if not TYPE_CHECKING:  # to a type checker a task is no function, and run() takes the task
+
+        def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+            name = _name(self.fn)
+            raise TypeError(
+                f"{name} is a task: run it with `await rt.run({name}, ...)` or"
+                f" `aiocheckpoint.run({name}, ...)`; the plain function is {name}.fn"
+            )
 
     def __repr__(self) -> str:
         return f"<task {_name(self.fn)} key={self.key!r}>"
 
     def using(
         self, *, key: str | None = None, retry: int | RetryPolicy | None = None
-    ) -> Task[T, Unpack[Args], R]:
+    ) -> Task[T, *Args, R]:
         """The same task with another key template or other retries."""
         return Task(
             self.fn,
@@ -114,9 +117,7 @@ def task(
     retry: int | RetryPolicy = 0,
     type: type[T] | None = None,
     codec: Codec[T] | None = None,
-) -> Callable[
-    [Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]]], Task[T, Unpack[Args], R]
-]:
+) -> Callable[[Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]]], Task[T, *Args, R]]:
     """Make a task of an async function whose first parameter is its checkpointer.
 
     Args:
@@ -128,33 +129,34 @@ def task(
 
     def decorate(
         fn: Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
-    ) -> Task[T, Unpack[Args], R]:
+    ) -> Task[T, *Args, R]:
         return Task(fn, key=key, retry=retry, type=type, codec=codec)
 
     return decorate
 
 
 def as_task(
-    fn: Task[T, Unpack[Args], R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
+    fn: Task[T, *Args, R] | Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
     key: str | None,
     retry: int | RetryPolicy | None,
-) -> Task[T, Unpack[Args], R]:
+) -> Task[T, *Args, R]:
     """What `run` was given, with its own options applied. A plain key stays as it is."""
-    if isinstance(fn, functools.partial) and isinstance(fn.func, Task):
-        inner: Task[T, Unpack[Args], R] = fn.func
-        bound = functools.partial(inner.fn, *fn.args, **fn.keywords)
-        made = Task(
-            bound, key=inner.key, retry=inner.retry, type=inner._type, codec=inner._codec
-        )
-    elif isinstance(fn, Task):
-        made = fn
+    given: Any = fn
+    made: Any
+    if isinstance(given, Task):
+        made = given
+    elif isinstance(given, functools.partial) and isinstance(given.func, Task):  # binds keywords
+        inner: Any = given.func
+        bound = functools.partial(inner.fn, *given.args, **given.keywords)
+        made = Task(bound, key=inner.key, retry=inner.retry, type=inner._type, codec=inner._codec)
     else:
-        made = Task(fn, key=None)
+        made = Task(given, key=None)
     if retry is not None:
         made = made.using(retry=retry)
     if key is not None:
         made = made.using(key=check_key(key).replace("{", "{{").replace("}", "}}"))
-    return made
+    task: Task[T, *Args, R] = made
+    return task
 
 
 def _name(fn: Callable[..., object]) -> str:

@@ -1,0 +1,158 @@
+"""Commits on their way to the store: in batches if it has transactions, else side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from ._calls import bounded
+from ._errors import StoreError
+from ._heads import digest, generation_name, state_name
+from ._records import INLINE_LIMIT, Blob, Record, encode_record
+from .abc import Put, Store, Version
+
+Outcome = Version | StoreError
+
+
+class Sender(Protocol):
+    """Whoever has one put on its way."""
+
+    def settle(self, outcome: Outcome, /) -> None:
+        """Told the outcome, once."""
+
+
+Commit = tuple[Put, Sender]
+
+
+class _Waiting:
+    """Turns an outcome into a future's."""
+
+    def __init__(self, future: asyncio.Future[Outcome]) -> None:
+        self._future = future
+
+    def settle(self, outcome: Outcome, /) -> None:
+        if not self._future.done():
+            self._future.set_result(outcome)
+
+
+_AT_ONCE = 64
+"""Commits under way at a time, in stores without transactions."""
+_log = logging.getLogger("aiocheckpoint")
+
+
+class Commits:
+    """Sends puts to a store and hands each its outcome. Lives on the I/O loop.
+
+    `next_due` gives a commit that was not sent here yet, made at that moment of what is newest
+    then, or None.
+    """
+
+    def __init__(self, store: Store, next_due: Callable[[], Commit | None]) -> None:
+        self.store = store
+        self._next_due = next_due
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[Commit] = deque()
+        self._running = 0
+        self._pumping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, put: Put, sender: Sender) -> None:
+        self._ready.append((put, sender))
+        self.pump_soon()
+
+    async def outcome(self, put: Put) -> Version:
+        """Send one put and wait; its version, or its error raised."""
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self.send(put, _Waiting(future))
+        outcome = await future
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return outcome
+
+    def pump_soon(self) -> None:
+        """Start what may start, once all that happens now has happened: it makes one batch."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        most = 1 if self.store.transactional else _AT_ONCE
+        while self._running < most and (batch := self._batch()):
+            self._running += 1
+            self.start(self._commit(batch))
+
+    def _batch(self) -> list[Commit]:
+        batch: list[Commit] = []
+        while commit := self._ready.popleft() if self._ready else self._next_due():
+            batch.append(commit)
+            if not self.store.transactional:
+                break
+        return batch
+
+    async def _commit(self, batch: list[Commit]) -> None:
+        puts = [put for put, _ in batch]
+        outcomes: list[Outcome]
+        try:
+            key = puts[0].key if len(puts) == 1 else None
+            outcomes = list(await bounded(self.store.commit(puts), "commit", key))
+        except StoreError as exc:
+            outcomes = [exc] * len(puts)
+        finally:
+            self._running -= 1
+        for (_, sender), outcome in zip(batch, outcomes, strict=True):
+            sender.settle(outcome)
+        self._pump()
+
+    async def put_blobs(self, record: Record, data: bytes, keep: int) -> tuple[Record, bytes]:
+        """Store what must be durable before the head; the header that names it, and its frame."""
+        key = record.key
+        if len(data) > INLINE_LIMIT:
+            if record.blob is None:
+                name = state_name(record)
+                put = self.store.put_blob(key, name, data)
+                await bounded(put, "put_blob", key, size=len(data))
+                blob = Blob(name, len(data), await asyncio.to_thread(digest, data))
+                record = msgspec.structs.replace(record, blob=blob)
+            data = b""
+        frame = encode_record(record, data)
+        if keep > 1:
+            put = self.store.put_blob(key, generation_name(record), frame)
+            await bounded(put, "put_blob", key, size=len(frame))
+        return record, frame
+
+    def collect(self, key: str, names: list[str]) -> None:
+        """Delete blobs that nothing names any more, in the background."""
+        self.start(self._delete_blobs(key, names))
+
+    async def _delete_blobs(self, key: str, names: list[str]) -> None:
+        try:
+            await bounded(self.store.delete_blobs(key, names), "delete_blobs", key)
+        except StoreError as exc:
+            _log.info("%d old blobs of %r are left for the next claim: %s", len(names), key, exc)
+
+    async def delete(self, key: str, version: Version) -> None:
+        """Delete a head of this version, and the blobs that were there before."""
+        names = await bounded(self.store.list_blobs(key), "list_blobs", key)
+        await bounded(self.store.delete(key, version), "delete", key)
+        if names:
+            await bounded(self.store.delete_blobs(key, names), "delete_blobs", key)
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the commits, known to `finish`."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, *, cancel: bool) -> None:
+        """Wait for all that is under way, or cut it short."""
+        if cancel:
+            for task in self._tasks:
+                task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
