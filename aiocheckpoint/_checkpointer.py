@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from typing import Generic, TypeVar, overload
 
@@ -38,6 +39,7 @@ class Checkpointer(Generic[T]):
         self._io = io
         self._coder = coder
         self._flush_timeout = flush_timeout
+        self._thread = threading.get_ident()
         self._deleted = False
         self._stops = False
         """True for an attempt of the runner, which a stop ends at its next write."""
@@ -120,6 +122,7 @@ class Checkpointer(Generic[T]):
 
     async def _attend(self) -> None:
         slot = self._slot
+        slot.check_open()  # the runtime may have ended in the midst of this write
         attention = slot.attention
         if attention is not IDLE and attention is not ALERT:
             slot.seen = attention.now
@@ -201,12 +204,17 @@ class Checkpointer(Generic[T]):
         held, slot = self._held, self._slot
         slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
         leaving = held.leaving = Future()
-        departing[self._writer.store.identity, slot.key] = held
+        place = self._writer.store.identity, slot.key
+        departing[place] = held
         try:
             timeout = self._flush_timeout if within is None else min(within, self._flush_timeout)
             self._io.post(self._writer.leave, held, timeout)
-        except ClosedError:
-            leaving.set_result(None)  # the runtime has ended before its handle, and flushed it
+        except ClosedError:  # the runtime has ended before its handle, and has let go of it
+            del departing[place]
+            if slot.dirty:
+                leaving.set_exception(slot.error or held.timed_out())
+            else:
+                leaving.set_result(None)
         try:
             if isinstance(exc, GeneratorExit):  # a closing coroutine must not wait on the loop
                 _io_thread.block(leaving)

@@ -77,8 +77,8 @@ async def claim(
                 record = msgspec.structs.replace(record, commit=record.commit + 1)
             else:
                 plan = decide(None if found is None else found.record)
-                state, promoted = _newest(found, regions, before, plan)
-                record = _next(key, found, state, plan, carried=not promoted)
+                state, origin, promoted = _newest(found, regions, before, plan)
+                record = _next(key, found, state, origin, plan, carried=not promoted)
             data = b"" if state is None else state.data
             record, frame = await writer.commits.put_blobs(record, data, keep)
             expect = None if found is None else found.version
@@ -124,33 +124,41 @@ async def _departed(identity: str, key: str) -> Held | None:
 
 def _newest(
     found: Found | None, regions: list[Path], before: Held | None, plan: Plan
-) -> tuple[Staged | None, bool]:
-    """The state to carry on, and whether it comes from the spool instead of the store.
+) -> tuple[Staged | None, bytes, bool]:
+    """The state to carry on, the claim that staged it, and whether it comes from the spool
+    instead of the store.
 
-    Only what the head's own claim staged counts. A region of any other claim was superseded, or
-    belongs to a run that was deleted.
+    What the head's own claim staged counts; if that is nothing, what the claim staged whose state
+    the head still carries on: claims after it have stored nothing newer. Every other region was
+    superseded, or belongs to a run that was deleted.
     """
     if found is None or plan.fresh:
-        return None, False
-    candidates = [_spool.newest(regions, found.record.claim)]
-    if before is not None and before.record.claim == found.record.claim:
-        candidates.append(before.slot.newest())
-    newer = [s for s in candidates if s is not None and s.seq > found.record.seq]
-    if newer:
-        return max(newer), True
-    return found.state, False
+        return None, b"", False
+    record = found.record
+    origin = record.origin or record.claim
+    for claim in dict.fromkeys((record.claim, origin)):
+        candidates = [_spool.newest(regions, claim)]
+        if before is not None and before.record.claim == claim:
+            candidates.append(before.slot.newest())
+        newer = [s for s in candidates if s is not None and s.seq > record.seq]
+        if newer:
+            return max(newer), claim, True
+    return found.state, origin, False
 
 
 def _next(
-    key: str, found: Found | None, state: Staged | None, plan: Plan, *, carried: bool
+    key: str,
+    found: Found | None,
+    state: Staged | None,
+    origin: bytes,
+    plan: Plan,
+    *,
+    carried: bool,
 ) -> Record:
     """The claim's header. The id is drawn anew at each try, and with it the names of blobs: those
     of a try that lost are for the winner to collect."""
     old = None if found is None else found.record
     meta = plan.meta
-    origin = b""
-    if state is not None and old is not None:
-        origin = old.origin if carried else old.claim
     return Record(
         key=key,
         run=os.urandom(8) if old is None else old.run,
@@ -174,11 +182,6 @@ def _make_spool(directory: Path, me: bytes) -> Spool | None:
     try:
         _spool.key_directory(directory.parent, directory.name)
     except OSError as exc:
-        _log.warning(
-            "no spool in %s (%s): going on without it; a killed process loses what was not yet"
-            " stored",
-            directory.parent,
-            exc,
-        )
+        _spool.warn_once(directory.parent, "", exc)
         return None
     return Spool(directory, me)

@@ -75,12 +75,13 @@ class Commits:
         return outcome
 
     def pump_soon(self) -> None:
-        """Start what may start, once all that happens now has happened: it makes one batch."""
+        """Start what may, once all that happens now has happened: it makes one batch."""
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self.pump)
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
+        """Start what may start."""
         self._pumping = False
         most = 1 if self.store.transactional else _AT_ONCE
         while self._running < most and (batch := self._batch()):
@@ -107,7 +108,7 @@ class Commits:
             self._running -= 1
         for (_, sender), outcome in zip(batch, outcomes, strict=True):
             sender.settle(outcome)
-        self._pump()
+        self.pump()
 
     async def put_blobs(self, record: Record, data: bytes, keep: int) -> tuple[Record, bytes]:
         """Store what must be durable before the head; the header that names it, and its frame."""

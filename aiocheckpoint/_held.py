@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,6 +18,8 @@ from ._records import Record, Statistics
 from ._slot import Meta, Slot
 from ._spool import Staged
 from .abc import Version
+
+E = TypeVar("E", bound=BaseException)
 
 _log = logging.getLogger("aiocheckpoint")
 
@@ -82,6 +85,8 @@ class Held:
         self.waiters: list[Waiter] = []
         self.leaving: Future[None] | None = None
         """Set once the handle is closed; done when all is stored, or its time is over."""
+        self.left = False
+        """True once the writer has been told of it; an interrupt may have come between."""
         self.blobs: list[tuple[frozenset[str], bool]] = []
         """Blobs named by each record put, oldest first, and whether its commit succeeded."""
         self.commits = 0
@@ -195,6 +200,15 @@ departing: dict[tuple[str, str], Held] = {}
 async def ended(*futures: Future[None]) -> None:
     """Wait on the I/O loop, also for futures of another runtime's; their errors are not ours."""
     await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+
+
+def lightened(error: E) -> E:
+    """The error, to be kept: what its frames hold, such as a whole record, is let go."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def report(held: Held, error: BaseException) -> None:

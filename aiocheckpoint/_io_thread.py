@@ -40,9 +40,9 @@ class IOThread:
         self.patience = patience
         self._finishing = finishing
         self._pid = os.getpid()
-        self._end_lock = threading.Lock()
+        self._end_lock = threading.RLock()  # the garbage collector may come back for it
         self._end: asyncio.Event
-        self._ending: Future[None] | None = None
+        self._ending = False
         self._ended: Future[None] = Future()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiocheckpoint-io", daemon=True)
@@ -83,8 +83,9 @@ class IOThread:
         if self._pid != os.getpid():
             return _nothing
         with self._end_lock:
-            if self._ending is None and not self._ended.done():
-                self._ending = self.call(self._finish())
+            if not self._ending and not self._ended.done():
+                self._ending = True
+                self.call(self._finish())
         return self._ended
 
     def join(self, timeout: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, TypeVarTuple, Unpack, o
 import anyio
 import xxhash
 
-from . import _io_thread
+from . import _io_thread, _spool
 from ._calls import bounded
 from ._checkpointer import Checkpointer, latest
 from ._claim import Decide, claim
@@ -98,6 +98,8 @@ class Runtime:
             io.finish()
             raise
         self._io = io
+        if self._stopping.requested:
+            io.post(self._begin_stop)
         return self
 
     async def __aexit__(
@@ -342,6 +344,8 @@ class Runtime:
         remaining = self._stopping.remaining
         timeout = self._flush_timeout
         await self._writer.finish(timeout if remaining is None else min(timeout, remaining))
+        if self._spool_base is not None:
+            _spool.leave(self._spool_base)
         if self._store is not self._url:
             await bounded(self._store.aclose(), "close")
 

@@ -164,6 +164,11 @@ class Slot:
         )
 
     @property
+    def alert(self) -> bool:
+        """True if the next `write()` has something to raise."""
+        return self.stopping or self.error is not None or self.closed is not None
+
+    @property
     def spooled(self) -> bool:
         """True if the newest staged state outlives the process."""
         staged = self.newest()
@@ -175,15 +180,22 @@ class Slot:
             raise self.closed.with_traceback(None)
 
     def close(self, reason: ClosedError) -> None:
-        """Refuse every later put; what is staged stays."""
-        self.closed = reason
-        self.raw = None
-        self.stage = None
+        """Refuse every later put; what is staged stays.
+
+        Called on the I/O thread it may meet a `write()` half done: one that stages too late to be
+        seen here finds attention raised, and then `closed`.
+        """
+        with self._foreign_lock:  # whoever passed its check_open() has staged
+            self.closed = reason
+            self.raw = None
+            self.stage = None
+        self.attention = ALERT
 
     def forked(self) -> None:
         """In a forked child: let go of the parent's regions and of a lock it may have held."""
         self._foreign_lock = threading.RLock()
         self._lane = self._foreign_lane = self.spool = None
+        self.stored, self.stored_meta = self.newest_seq, self.meta  # the parent's to store
         self.close(
             ClosedError(
                 f"the checkpointer of {self.key!r} belongs to the parent process:"

@@ -19,12 +19,14 @@ import itertools
 import logging
 import mmap
 import os
+import re
 import stat
 import struct
 import subprocess
 import sys
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +42,8 @@ _MAGIC = b"AIOCKSP1"
 _HEAD = 256
 _TRAILER = struct.Struct("<QQQ")
 _SMALLEST = (4096 - _HEAD) // 2 - _TRAILER.size
+_NAME = re.compile(r"[0-9a-f]{32}\.[0-9]+")
+_LAPPED = 0.2  # seconds to look again and again while a live writer laps us
 _ONE_PACK = 16 << 10  # up to here, zero-filling a half costs less than a second call
 _hash = xxhash.xxh3_64_intdigest
 _log = logging.getLogger("aiocheckpoint")
@@ -91,7 +95,7 @@ class Spool:
         self.directory = directory
         self.claim = claim
         self._numbers = itertools.count()
-        self._warned = False
+        self._paths: list[Path] = []
 
     def allocate(self, codec: str, size: int, overflow: Stage) -> Region | None:
         """Make and map a region for states of up to `size` bytes; None if it cannot be made.
@@ -104,22 +108,21 @@ class Spool:
             header = _encode_header(_RegionHeader(self.claim, boot_id(), codec, capacity))
             view = _map(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
         except (OSError, subprocess.SubprocessError) as exc:
-            path.unlink(missing_ok=True)
-            if not self._warned:
-                self._warned = True
-                _log.warning(
-                    "no spool for states of %d bytes in %s (%s): going on without it; a killed"
-                    " process loses what was not yet stored",
-                    size,
-                    self.directory,
-                    exc,
-                )
+            _remove(path)
+            warn_once(self.directory.parent, f" for states of {size} bytes", exc)
             return None
+        self._paths.append(path)
         return Region(path, codec, capacity, _stager(view, capacity, overflow))
+
+    def drop(self, region: Region) -> None:
+        """Forget a region that another has replaced."""
+        self._paths.remove(region.path)
+        _remove(region.path)
 
     def remove(self) -> None:
         """Forget all that this claim staged. Call it when nothing stages any more."""
-        discard(list(self.directory.glob(f"{self.claim.hex()}.*")))
+        discard(self._paths)
+        _drop_directory(self.directory)
 
 
 class Lane:
@@ -148,7 +151,7 @@ class Lane:
             region.stage(state.seq, state.data)
             self.region = region
             if old is not None:  # only now: until here it held the newest state
-                old.path.unlink(missing_ok=True)
+                self._spool.drop(old)
 
     def takes(self, state: Staged) -> bool:
         """True if the region as it is has room for such a state."""
@@ -168,6 +171,23 @@ class Lane:
         return region
 
 
+_warned: set[Path] = set()
+
+
+def warn_once(base: Path, what: str, exc: Exception) -> None:
+    """Say that a spool cannot be made; in this process once for all keys in the directory."""
+    if base in _warned:
+        return
+    _warned.add(base)
+    _log.warning(
+        "no spool%s in %s (%s): going on without it; a killed process loses what was not yet"
+        " stored",
+        what,
+        base,
+        exc,
+    )
+
+
 def key_directory(base: Path, name: str) -> Path:
     """Make the directory of a key's regions, readable by this user alone.
 
@@ -176,7 +196,11 @@ def key_directory(base: Path, name: str) -> Path:
     """
     directory = base / name
     for path in (base, directory):
-        path.mkdir(mode=0o700, parents=path is base, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=path is base, exist_ok=True)
+        except FileNotFoundError:  # another runtime has left and taken the empty base along
+            base.mkdir(mode=0o700, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
         info = path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise PermissionError(f"{path} is not a directory of this user")
@@ -184,10 +208,15 @@ def key_directory(base: Path, name: str) -> Path:
 
 
 def regions(directory: Path) -> list[Path]:
-    """The region files that lie there now, of whatever claim."""
+    """The region files that lie there now, of whatever claim; none behind a link."""
     try:
-        return sorted(directory.iterdir())
-    except FileNotFoundError:
+        if directory.is_symlink():
+            return []
+        return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as exc:
+        _log.warning("the spool in %s cannot be read and is not used: %s", directory, exc)
         return []
 
 
@@ -198,9 +227,9 @@ def newest(paths: list[Path], claim: bytes) -> Staged | None:
         if not path.name.startswith(claim.hex()):
             continue
         try:
-            for staged in _read(path, claim):
-                if best is None or staged.seq > best.seq:
-                    best = staged
+            staged = _read(path, claim)
+            if staged is not None and (best is None or staged.seq > best.seq):
+                best = staged
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:
@@ -208,12 +237,24 @@ def newest(paths: list[Path], claim: bytes) -> Staged | None:
     return best
 
 
+def leave(base: Path) -> None:
+    """Remove the directory of all regions if none is left."""
+    _drop_directory(base)
+
+
 def discard(paths: list[Path]) -> None:
     """Remove regions of superseded claims, and their directory once it is empty."""
     for path in paths:
-        path.unlink(missing_ok=True)
+        _remove(path)
     if paths:
         _drop_directory(paths[0].parent)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:  # nothing depends on it: claim ids tell what it holds from the rest
+        _log.warning("spool region %s cannot be removed: %s", path, exc)
 
 
 def _drop_directory(directory: Path) -> None:
@@ -235,40 +276,61 @@ def _decode_header(block: bytes) -> _RegionHeader:
     if struct.unpack("<Q", block[-8:])[0] != _hash(block[:-8]):
         raise ValueError("the header's checksum does not match")
     (size,) = struct.unpack_from("<I", block, 8)
-    return msgspec.msgpack.decode(block[12 : 12 + size], type=_RegionHeader)
+    header = msgspec.msgpack.decode(block[12 : 12 + size], type=_RegionHeader)
+    if not 0 <= header.capacity <= SPOOL_LIMIT:
+        raise ValueError("a capacity that no region has")
+    return header
 
 
-def _read(path: Path, claim: bytes) -> Iterator[Staged]:
+def _read(path: Path, claim: bytes) -> Staged | None:
+    """The newest whole state of a region, None if it is of another claim or boot, or unused.
+
+    A live writer may lap us, half by half; then we look again until what is whole is no older
+    than what had been staged when we came.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("not a regular file")
         header = _decode_header(os.pread(fd, _HEAD, 0))
         if header.claim != claim or header.boot != boot_id():
-            return
-        used = whole = 0
-        for half in (0, 1):
-            start = _HEAD + half * (header.capacity + _TRAILER.size)
-            trailer = os.pread(fd, _TRAILER.size, start + header.capacity)
-            if len(trailer) < _TRAILER.size:
-                raise ValueError("cut short")
-            size, seq, digest = _TRAILER.unpack(trailer)
-            if trailer == bytes(_TRAILER.size):
-                continue
-            used += 1
-            if size > min(header.capacity, SPOOL_LIMIT):
-                continue
-            data = os.pread(fd, size, start)
-            if len(data) != size or _hash(data, seq) != digest:
-                continue  # cut off by a kill, or lapped by a live writer: the other half is whole
-            if os.pread(fd, _TRAILER.size, start + header.capacity) != trailer:
-                continue
-            whole += 1
-            yield Staged(seq, data, header.codec)
-        if used and not whole:
+            return None
+        until = time.monotonic() + _LAPPED
+        last: list[bytes] = []
+        required: int | None = None
+        while True:
+            looks = [_look(fd, header, half) for half in (0, 1)]
+            trailers = [trailer for trailer, _ in looks]
+            best = max((staged for _, staged in looks if staged is not None), default=None)
+            if required is None:
+                required = max(_TRAILER.unpack(trailer)[1] for trailer in trailers)
+            if best is not None and best.seq >= required:
+                return best
+            if trailers == last or time.monotonic() > until:
+                break  # nobody writes: this is how a kill, or damage, left it
+            last = trailers
+        if best is None and any(map(any, trailers)):
             raise ValueError("no half of it is whole")
+        return best
     finally:
         os.close(fd)
+
+
+def _look(fd: int, header: _RegionHeader, half: int) -> tuple[bytes, Staged | None]:
+    """A half's trailer, and its state if that is whole."""
+    capacity = header.capacity
+    start = _HEAD + half * (capacity + _TRAILER.size)
+    # in one call, where it is small: that is the least time for a live writer to come between
+    block = os.pread(fd, capacity + _TRAILER.size, start) if capacity <= _ONE_PACK else b""
+    trailer = block[capacity:] or os.pread(fd, _TRAILER.size, start + capacity)
+    if len(trailer) < _TRAILER.size:
+        raise ValueError("cut short")
+    size, seq, digest = _TRAILER.unpack(trailer)
+    if size > capacity:
+        return trailer, None
+    data = block[:size] or os.pread(fd, size, start)
+    whole = len(data) == size and _hash(data, seq) == digest
+    return trailer, Staged(seq, data, header.codec) if whole else None
 
 
 def _map(path: Path, header: bytes, size: int) -> memoryview:
@@ -278,10 +340,9 @@ def _map(path: Path, header: bytes, size: int) -> memoryview:
     try:
         fd = os.open(path, flags, 0o600)
     except FileNotFoundError:  # another claim has left and taken the empty directory along
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(path, flags, 0o600)
+        fd = os.open(key_directory(path.parent.parent, path.parent.name) / path.name, flags, 0o600)
     try:
-        os.posix_fallocate(fd, 0, size)
+        _reserve(fd, size)
         os.pwrite(fd, header, 0)
         libc = _libc()
         address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
@@ -293,6 +354,16 @@ def _map(path: Path, header: bytes, size: int) -> memoryview:
     # unmapped when the last view is gone, so that a late stage() can never touch freed memory
     weakref.finalize(memory, libc.munmap, address, size).atexit = False
     return memoryview(memory).cast("B")
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Have the blocks now: a write into mapped memory that finds no room kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    block = bytes(1 << 16)  # macOS has no such call
+    for start in range(0, size, len(block)):
+        os.pwrite(fd, block[: size - start], start)
 
 
 @functools.cache

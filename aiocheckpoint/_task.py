@@ -145,9 +145,8 @@ def as_task(
     made: Any
     if isinstance(given, Task):
         made = given
-    elif isinstance(given, functools.partial) and isinstance(given.func, Task):  # binds keywords
-        inner: Any = given.func
-        bound = functools.partial(inner.fn, *given.args, **given.keywords)
+    elif isinstance(inner := getattr(given, "func", None), Task):  # a functools.partial
+        bound: Any = functools.partial(inner.fn, *given.args, **given.keywords)
         made = Task(bound, key=inner.key, retry=inner.retry, type=inner._type, codec=inner._codec)
     else:
         made = Task(given, key=None)

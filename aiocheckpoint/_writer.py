@@ -24,7 +24,7 @@ from ._errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ._held import Ended, Held, Taken, Waiter, departing, ended, report
+from ._held import Ended, Held, Taken, Waiter, departing, ended, lightened, report
 from ._outages import Outages
 from ._records import INLINE_LIMIT, Record, decode_record, encode_record
 from ._slot import ALERT, IDLE, Beat, Meta, Slot
@@ -67,7 +67,7 @@ class Writer:
             return
         if slot.idle:
             slot.idle = False
-            slot.attention = ALERT if slot.error or slot.stopping else self._beat
+            slot.attention = ALERT if slot.alert else self._beat
             held.clean_until = held.clean_until or time.monotonic()
             self._active += 1
             self._look_at(held)
@@ -112,7 +112,7 @@ class Writer:
         if not slot.idle:
             slot.idle = True
             self._active -= 1
-        slot.attention = ALERT if slot.error or slot.stopping else IDLE
+        slot.attention = ALERT if slot.alert else IDLE
 
     def _advance(self, held: Held) -> None:
         """Commit now, if there is something to commit and nothing speaks against it."""
@@ -121,7 +121,10 @@ class Writer:
         if self._loop.time() >= held.next_at or (held.urgent and not held.failures):
             held.due = True
             self._due.append(held)
-            self.commits.pump_soon()
+            if held.urgent:
+                self.commits.pump()  # a round of the loop is time that somebody waits
+            else:
+                self.commits.pump_soon()
 
     # Due slots become commits.
 
@@ -179,7 +182,7 @@ class Writer:
         held.next_at = taken.at + held.min_interval
         if slot.error is not None:
             slot.error = None
-            slot.attention = ALERT if slot.stopping else self._beat
+            slot.attention = ALERT if slot.alert else self._beat
         if held.waiters:
             self._tell(held)
         if held.blobs and (names := held.superfluous()):
@@ -199,7 +202,7 @@ class Writer:
 
     def _failed(self, held: Held, error: StoreError) -> None:
         held.errors += 1
-        held.last_error = error
+        held.last_error = lightened(error)
         if isinstance(error, ConflictError):
             held.busy = True
             self.commits.start(self._reconcile(held))
@@ -220,7 +223,7 @@ class Writer:
         """What no retry mends: the next write(), the waiters and the exit raise it."""
         slot = held.slot
         held.last_error = error
-        self._outages.forget(slot.key)
+        self._outages.over(slot.key)  # it did answer
         held.failures = 0
         slot.error = error
         held.urgent = False
@@ -273,10 +276,10 @@ class Writer:
         slot = held.slot
         if held.fenced:
             ended(slot.error)
-        elif held not in self.holding:
-            ended(held.timed_out())
         elif slot.stored >= seq and slot.stored_meta is meta:
             ended(None)
+        elif held not in self.holding:
+            ended(held.timed_out())
         else:
             held.waiters.append(Waiter(seq, meta, ended))
             held.urgent = True
@@ -308,6 +311,7 @@ class Writer:
         """
         leaving = held.leaving
         assert leaving is not None
+        held.left = True
 
         def late() -> None:
             held.last_error = held.timed_out()
@@ -323,6 +327,7 @@ class Writer:
 
     def _let_go(self, held: Held, *, keep_spool: bool) -> None:
         self.holding.discard(held)
+        self._outages.forget(held.slot.key)
         self._idle(held.slot)
         if departing.get(place := (self.store.identity, held.slot.key)) is held:
             del departing[place]
@@ -346,6 +351,7 @@ class Writer:
             ) from None
         finally:
             held.busy = False
+        self._outages.over(slot.key)
         slot.close(ClosedError(f"{slot.key!r} was deleted through this handle: open it again"))
         self._let_go(held, keep_spool=False)
 
@@ -354,14 +360,19 @@ class Writer:
         remains of their own time for closed ones; then let go of everything."""
         for held in list(self.holding):
             if held.leaving is None:
+                held.slot.close(ClosedError("the runtime is closed: open the key in a new one"))
                 held.leaving = Future()
                 held.leaving.add_done_callback(functools.partial(_report, held))
+            if not held.left:
                 self.leave(held, timeout)
         await ended(*(held.leaving for held in self.holding if held.leaving))
         unstored = list(self.holding)
         await self.commits.finish(cancel=bool(unstored))
         for held in unstored:
             self._let_go(held, keep_spool=True)
+            waiters, held.waiters = held.waiters, []
+            for waiter in waiters:
+                waiter.ended(held.timed_out())
 
 
 def _set(future: Future[None], error: BaseException | None) -> None:

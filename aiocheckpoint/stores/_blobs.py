@@ -26,6 +26,8 @@ STALE_AFTER = 3600.0
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_SYNC_FLAG: int = getattr(os, "RWF_SYNC", 0)
+
 _temp_token = os.urandom(8).hex()
 _temp_count = itertools.count()
 _BLOB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")
@@ -183,11 +185,27 @@ def remove_stale(folder: Path, names: Sequence[str]) -> None:
                     os.unlink(folder / name)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`, which one call need not do, and without a copy."""
+def write_durably(fd: int, data: bytes) -> None:
+    """Write all of `data` to a new file and sync it, without a copy.
+
+    In one call where the system can (Linux): between two, a computing loop keeps the interpreter
+    lock for 5 ms. Once this has failed the file must not be synced again, the second time would
+    succeed without the bytes: write another file.
+    """
     rest = memoryview(data)
+    if _SYNC_FLAG:
+        try:
+            while rest:
+                rest = rest[os.pwritev(fd, [rest], len(data) - len(rest), _SYNC_FLAG) :]
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+        else:
+            if data:
+                return
     while rest:
-        rest = rest[os.write(fd, rest) :]
+        rest = rest[os.pwrite(fd, rest, len(data) - len(rest)) :]
+    os.fsync(fd)
 
 
 def sync_directory(path: Path) -> None:
@@ -213,8 +231,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temp = path.with_name(temp_name())
     fd = os.open(temp, WRITE_FLAGS, 0o666)
     try:
-        write_all(fd, data)
-        os.fsync(fd)
+        write_durably(fd, data)
         os.rename(temp, path)
     except BaseException:
         _remove(temp)

@@ -40,7 +40,7 @@ from ._blobs import (
     sync_directory,
     temp_name,
     translated,
-    write_all,
+    write_durably,
 )
 
 _DELETED = b"aiocheckpoint: this key was deleted\n"
@@ -168,10 +168,7 @@ class FileStore:
         fd = os.open(temp, WRITE_FLAGS, 0o666, dir_fd=dir_fd)
         after.callback(os.close, fd)
         after.callback(os.unlink, temp, dir_fd=dir_fd)
-        write_all(fd, data)
-        # Once this has failed the file must not be synced again, the second time would succeed
-        # without the bytes: the next commit writes another file.
-        os.fsync(fd)
+        write_durably(fd, data)
         try:
             os.link(temp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         except FileExistsError:
