@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future
+from threading import get_ident
 from typing import Generic, TypeVar, overload
 
 import anyio
@@ -39,13 +39,14 @@ class Checkpointer(Generic[T]):
         self._io = io
         self._coder = coder
         self._flush_timeout = flush_timeout
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._deleted = False
         self._stops = False
         """True for an attempt of the runner, which a stop ends at its next write."""
 
     @property
     def key(self) -> str:
+        """The key that it holds."""
         return self._slot.key
 
     @property
@@ -103,7 +104,7 @@ class Checkpointer(Generic[T]):
         else:
             slot.check_open()
             seq = slot.put(*self._coder.encode(state))
-        if slot.attention.now is not slot.seen:
+        if slot.attention is not slot.seen:
             await self._attend()
         return seq
 
@@ -115,28 +116,33 @@ class Checkpointer(Generic[T]):
         slot = self._slot
         slot.check_open()
         seq = slot.put_foreign(*self._coder.encode(state))
+        error = slot.error
         if slot.idle:
             self._io.post(self._writer.woken, self._held)
-        self._raise_error()
+        if error is not None:
+            raise error.with_traceback(None)
         return seq
 
     async def _attend(self) -> None:
         slot = self._slot
         slot.check_open()  # the runtime may have ended in the midst of this write
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                f"write() of {slot.key!r} is for the event loop that opened it: call write_nowait()"
+                " from other threads"
+            )
         attention = slot.attention
         if attention is not IDLE and attention is not ALERT:
-            slot.seen = attention.now
+            self._writer.yielding.append(slot)
+            slot.seen = attention
+        error = slot.error  # as it was before this state; a success would clear it
         if slot.idle:
             self._io.post(self._writer.woken, self._held)
-        self._raise_error()
-        if slot.stopping and self._stops:
-            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {slot.seq}")
-        await anyio.lowlevel.checkpoint()
-
-    def _raise_error(self) -> None:
-        error = self._slot.error
+        await anyio.lowlevel.checkpoint()  # first, so that who swallows errors can be cancelled
         if error is not None:
             raise error.with_traceback(None)
+        if slot.stopping and self._stops:
+            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {slot.seq}")
 
     @overload
     async def read(self) -> T | None: ...

@@ -15,7 +15,7 @@ import msgspec
 
 from . import _spool
 from ._calls import OP_TIMEOUT, bounded
-from ._errors import ConflictError, StoreUnavailableError
+from ._errors import ClosedError, ConflictError, StoreUnavailableError
 from ._heads import Found, read_head
 from ._held import Held, departing, ended
 from ._keys import store_name
@@ -63,6 +63,7 @@ async def claim(
     directory = None if spool_base is None else spool_base / store_name(key)
     until = time.monotonic() + OP_TIMEOUT
     wait = 0.05
+    told = False
     record: Record | None = None
     while True:
         try:
@@ -86,9 +87,12 @@ async def claim(
             break
         except ConflictError:
             await asyncio.sleep(random.uniform(0, wait))
-        except StoreUnavailableError:
+        except StoreUnavailableError as exc:
             if time.monotonic() + wait > until:
                 raise
+            if not told:
+                told = True
+                _log.warning("%s is unavailable (%s); %r waits for it", store.identity, exc, key)
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2.0, wait * 2)
     if promoted and state is not None:
@@ -102,6 +106,8 @@ async def claim(
         record.seq,
     )
     _spool.discard(regions)
+    if writer.finishing:
+        raise ClosedError("the runtime was closed while the key was being claimed")
     spool = None if directory is None else _make_spool(directory, record.claim)
     slot = Slot(key, state, plan.meta, spool, plain=plain)
     held = Held(slot, record, version, writer.settled, keep=keep, min_interval=min_interval)

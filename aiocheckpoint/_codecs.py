@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any, Generic, TypeVar, cast
 
@@ -59,9 +60,15 @@ class Coder(Generic[T]):
         self._only_bytes = type is bytes
         self._codec: Codec[T]
         if codec is not None:
-            name = codec.name
-            if not (name.isascii() and 1 <= len(name) <= 32):
-                raise ValueError(f"a codec's name is 1 to 32 ASCII characters, not {name!r}")
+            untyped: object = codec
+            methods = (getattr(codec, "encode", None), getattr(codec, "decode", None))
+            if inspect.isclass(untyped) or not all(map(callable, methods)):
+                raise TypeError(f"codec={codec!r}: it is an object with name, encode and decode")
+            name = getattr(codec, "name", None)
+            if not (isinstance(name, str) and name.isascii() and name.isprintable()):
+                raise ValueError(f"a codec's name is printable ASCII text, not {name!r}")
+            if not 1 <= len(name) <= 32:
+                raise ValueError(f"a codec's name has 1 to 32 characters, not {len(name)}")
             if name == BYTES:
                 raise ValueError(f"{BYTES!r} names plain bytes; give the codec another name")
             self._codec = codec

@@ -90,7 +90,13 @@ class Commits:
 
     def _batch(self) -> list[Commit]:
         batch: list[Commit] = []
+        keys: set[str] = set()
         while commit := self._ready.popleft() if self._ready else self._next_due():
+            key = commit[0].key
+            if key in keys:  # claimed anew while an earlier handle's last commit still waits
+                self._ready.appendleft(commit)
+                break
+            keys.add(key)
             batch.append(commit)
             if not self.store.transactional:
                 break

@@ -6,6 +6,16 @@ from __future__ import annotations
 class CheckpointError(Exception):
     """The root of every error that aiocheckpoint raises on its own account."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # as it is, past __init__ and its keywords: errors are pickled by process pools
+        return _remade, (type(self), self.args), self.__dict__
+
+
+def _remade(kind: type[CheckpointError], args: tuple[object, ...]) -> CheckpointError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class StoreError(CheckpointError):
     """A store refused, and trying the same again will not help (forbidden, too large).

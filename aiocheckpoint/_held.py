@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
@@ -203,10 +202,13 @@ async def ended(*futures: Future[None]) -> None:
 
 
 def lightened(error: E) -> E:
-    """The error, to be kept: what its frames hold, such as a whole record, is let go."""
+    """The error, to be kept: what its frames hold, such as a whole record, is let go.
+
+    The frames are not cleared: that closes coroutines which caught the same error and go on.
+    """
     cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
+    while cause is not None and cause.__traceback__ is not None:
+        cause.__traceback__ = None
         cause = cause.__cause__ or cause.__context__
     return error
 

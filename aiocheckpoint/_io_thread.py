@@ -40,6 +40,7 @@ class IOThread:
         self.patience = patience
         self._finishing = finishing
         self._pid = os.getpid()
+        self._owner = threading.current_thread()
         self._end_lock = threading.RLock()  # the garbage collector may come back for it
         self._end: asyncio.Event
         self._ending = False
@@ -90,6 +91,14 @@ class IOThread:
 
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
+
+    def await_owner(self) -> None:
+        """At interpreter exit: wait for the thread that made this one, as the interpreter itself
+        does next. Those of executors wait to be told, after us."""
+        executors = concurrent.futures.thread._threads_queues
+        owner = self._owner
+        if not (owner is threading.main_thread() or owner.daemon or owner in executors):
+            owner.join()
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
@@ -157,7 +166,10 @@ async def done(future: Future[Any]) -> None:
 async def result(future: Future[T]) -> T:
     """Wait for a future on the caller's loop; its result or error."""
     await done(future)
-    return future.result()
+    try:
+        return future.result()
+    except concurrent.futures.CancelledError as exc:
+        raise ClosedError("the runtime was closed meanwhile") from exc
 
 
 async def done_or_blocked(future: Future[Any]) -> None:
@@ -206,6 +218,9 @@ _threads: weakref.WeakSet[IOThread] = weakref.WeakSet()
 
 def _at_exit() -> None:
     """The long join: all threads end together, each within its own deadline."""
+    for thread in list(_threads):
+        if thread._pid == os.getpid():
+            thread.await_owner()
     for thread in list(_threads):
         try:
             thread.finish()

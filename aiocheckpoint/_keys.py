@@ -85,14 +85,19 @@ def fill_template(template: str, fn: Callable[..., object], args: tuple[object, 
     """
     bound = inspect.signature(fn).bind(None, *args)
     bound.apply_defaults()
-    values: Mapping[str, Any] = bound.arguments
+    _, *parameters = bound.arguments
+    values: Mapping[str, Any] = {name: bound.arguments[name] for name in parameters}
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as exc:
+        raise ValueError(f"key template {template!r}: {exc}; write {{{{ for a brace") from exc
     parts = []
-    for literal, field, spec, conversion in string.Formatter().parse(template):
+    for literal, field, spec, conversion in fields:
         parts.append(literal)
         if field is None:
             continue
         if field not in values or spec or conversion:
-            names = ", ".join(list(values)[1:]) or "none"
+            names = ", ".join(values) or "none"
             raise ValueError(
                 f"key template {template!r}: {{{field}}} is not a plain parameter name"
                 f" (parameters: {names})"

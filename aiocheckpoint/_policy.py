@@ -79,10 +79,15 @@ class RetryPolicy:
             raise ValueError(f"retries={self.retries!r}: it is an int, 0 or more")
         for name in ("wait_initial", "wait_max", "wait_jitter", "attempt_timeout", "deadline"):
             value = getattr(self, name)
-            if value is not None and not seconds(value) >= 0:
+            if value is None and name in ("attempt_timeout", "deadline"):
+                continue
+            if not isinstance(value, (int, float, timedelta)):
+                raise TypeError(f"{name}={value!r}: it is a number of seconds, or a timedelta")
+            if not seconds(value) >= 0:
                 raise ValueError(f"{name}={value}: it must not be negative")
-        if not self.wait_exp_base >= 1:
-            raise ValueError(f"wait_exp_base={self.wait_exp_base}: it must be at least 1")
+        base: object = self.wait_exp_base
+        if not isinstance(base, (int, float)) or not base >= 1:
+            raise ValueError(f"wait_exp_base={base!r}: it is a number, at least 1")
 
     def wait_before(self, retry: int, exc: BaseException) -> float | None:
         """Seconds to wait before the `retry`-th retry (from 1) after `exc`; None: do not retry."""
@@ -95,9 +100,10 @@ class RetryPolicy:
 
     def backoff(self, retry: int) -> float:
         """The policy's own wait before the `retry`-th retry, in seconds."""
-        cap = seconds(self.wait_max)
+        wait, cap = seconds(self.wait_initial), seconds(self.wait_max)
         try:
-            wait = seconds(self.wait_initial) * self.wait_exp_base ** (retry - 1)
+            # a float base: the powers of an int know no bounds
+            wait = wait and wait * float(self.wait_exp_base) ** (retry - 1)
         except OverflowError:
             return cap
         return min(cap, wait + random.uniform(0, seconds(self.wait_jitter)))

@@ -45,8 +45,8 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fals
 
     `run` is drawn when the key is created and kept by every claim after it: a record of another
     run tells a delete from a store that went back in time. `claim` holds the key, `origin` is the
-    claim that staged the state, or began without one. (claim, commit) is never used twice: it is the nonce that keeps
-    two records from being equal.
+    claim that staged the state, or began without one. (claim, commit) is never used twice: it is
+    the nonce that keeps two records from being equal.
     """
 
     key: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar, TypeVarTuple
+from types import TracebackType
+from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
 import anyio
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from ._checkpointer import Checkpointer
 from ._claim import Decide, Plan
 from ._codecs import Coder
-from ._errors import FencedError, StoppedError
+from ._errors import CheckpointError, FencedError, StoppedError
 from ._policy import AttemptTimeoutError, seconds
 from ._records import Record
 from ._slot import Meta
@@ -79,17 +80,25 @@ class Run(Generic[T, *Args, R]):
             while True:
                 if self._stopping.requested:
                     raise StoppedError(f"the runtime is stopping; {self.key!r} was not started")
-                async with open(self.key, self._task.coder, self._decide) as cp:
-                    self._claim = cp._held.record.claim
-                    cp._stops = True
-                    try:
-                        result = await self._attempt(cp)
-                        data, codec = self._task.encode_result(result)
-                    except Exception as exc:
-                        wait = self._after(cp, exc)
-                    else:
-                        _amend(cp, status="done", result=data, result_codec=codec)
-                        return result
+                failure: Exception | None = None
+                try:
+                    opening = open(self.key, self._task.coder, self._decide)
+                    async with _Opening(opening, self._stopping, self.key) as cp:
+                        self._claim = cp._held.record.claim
+                        cp._stops = True
+                        try:
+                            result = await self._attempt(cp)
+                            data, codec = self._task.encode_result(result)
+                        except Exception as exc:
+                            wait = self._after(cp, exc)
+                            failure = exc
+                        else:
+                            _amend(cp, status="done", result=data, result_codec=codec)
+                            return result
+                except CheckpointError as exc:
+                    if failure is None:
+                        raise
+                    raise exc from failure  # leaving failed as well
                 await self._nap(wait)
         except _Finished as finished:
             record = finished.record
@@ -119,7 +128,10 @@ class Run(Generic[T, *Args, R]):
             scope.deadline = anyio.current_time() + seconds(policy.attempt_timeout)
         try:
             with scope, self._stopping.interrupting(scope):
-                return await self._task.fn(cp, *self._args)
+                awaitable: object = self._task.fn(cp, *self._args)
+                if not isinstance(awaitable, Awaitable):
+                    raise TypeError(f"{self._task!r} gave no awaitable: make its function async")
+                return cast(R, await awaitable)
         finally:
             _current.reset(token)
         if self._stopping.requested:
@@ -130,7 +142,7 @@ class Run(Generic[T, *Args, R]):
 
     def _after(self, cp: Checkpointer[T], exc: Exception) -> float:
         """Record a failure; the wait before the next attempt, or raise what ends the run."""
-        if _has_stopped(exc):
+        if _has_stopped(exc, self._stopping.requested):
             if isinstance(exc, StoppedError):
                 raise exc
             raise StoppedError(f"the runtime is stopping; {self.key!r} ended") from exc
@@ -166,6 +178,30 @@ class Run(Generic[T, *Args, R]):
             await anyio.sleep(wait)
 
 
+class _Opening(Generic[T]):
+    """An opening that a stop ends while it waits for the store: nothing is staged yet."""
+
+    def __init__(
+        self, opening: AbstractAsyncContextManager[Checkpointer[T]], stopping: Stopping, key: str
+    ) -> None:
+        self._opening = opening
+        self._stopping = stopping
+        self._key = key
+
+    async def __aenter__(self) -> Checkpointer[T]:
+        with anyio.CancelScope() as scope, self._stopping.interrupting(scope, nap=True):
+            return await self._opening.__aenter__()
+        raise StoppedError(f"the runtime is stopping; {self._key!r} was not started")
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._opening.__aexit__(kind, exc, traceback)
+
+
 def plain_open(record: Record | None) -> Plan:
     """The claim of `open`, outside any run: all stays as it is, one attempt further."""
     if record is None:
@@ -186,7 +222,16 @@ def _amend(cp: Checkpointer[T], **changes: Any) -> None:
     cp._slot.meta = msgspec.structs.replace(cp._slot.meta, **changes)
 
 
-def _has_stopped(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return any(_has_stopped(leaf) for leaf in exc.exceptions)
-    return isinstance(exc, StoppedError)
+def _has_stopped(exc: BaseException | None, stopping: bool) -> bool:
+    """Whether a stop ended the attempt: raised as it is, in a group, or (while our runtime
+    stops) as the cause or context of what the task made of it."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        if isinstance(exc, StoppedError):
+            return True
+        leaves = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+        if any(_has_stopped(leaf, stopping) for leaf in leaves):
+            return True
+        exc = (exc.__cause__ or exc.__context__) if stopping else None
+    return False

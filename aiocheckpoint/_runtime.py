@@ -22,7 +22,7 @@ from ._codecs import Coder
 from ._errors import ClosedError, KeyInUseError
 from ._held import Held
 from ._io_thread import IOThread
-from ._keys import check_key
+from ._keys import check_key, store_name
 from ._policy import RetryPolicy
 from ._records import Checkpoint, Statistics, Status, decode_record
 from ._runner import Run, plain_open
@@ -71,12 +71,12 @@ class Runtime:
         stop_signals: Sequence[int] = (),
         grace: float = 25.0,
     ) -> None:
-        self._url = store
+        self._url = _check_store(store)
         self._keep = _check_keep(keep)
         self._min_interval = _check_seconds("min_interval", min_interval)
-        self._flush_timeout = _check_seconds("flush_timeout", flush_timeout) or 0.0
-        self._spool = spool
-        self._stopping = Stopping(_check_seconds("grace", grace) or 0.0)
+        self._flush_timeout = _check_some_seconds("flush_timeout", flush_timeout)
+        self._spool = _check_spool(spool)
+        self._stopping = Stopping(_check_some_seconds("grace", grace))
         self._signals = SignalHandlers(stop_signals, self._on_signal)
         self._open: dict[str, object] = {}
         self._io: IOThread | None = None
@@ -201,6 +201,7 @@ class Runtime:
         Raises:
             StoppedError: the runtime was asked to stop; the run resumes where it was.
             FencedError: a newer attempt claimed the key.
+            KeyInUseError: the key is open in this runtime, or its run is under way.
             The last attempt's exception, with a note, when no retry is left.
         """
         run = Run(as_task(fn, key, retry), args, fresh=fresh, stopping=self._stopping)
@@ -214,13 +215,9 @@ class Runtime:
         """The keys that start with `prefix`, sorted; with `status`, those whose run is so."""
         io = self._thread
         pages = self._pages(prefix, status)
-        try:
-            while page := await _io_thread.result(io.call(anext(pages, []))):
-                for key in page:
-                    yield key
-        finally:
-            with contextlib.suppress(ClosedError):
-                io.call(pages.aclose())
+        while page := await _io_thread.result(io.call(_next(pages))):
+            for key in page:
+                yield key
 
     async def delete(self, key: str) -> None:
         """Delete a key and its blobs; one that is open anywhere is fenced. Absent is no error.
@@ -363,8 +360,13 @@ class Runtime:
 
     async def _delete(self, key: str) -> None:
         head = await bounded(self._store.load(key), "load", key)
-        if head is not None:
-            await self._writer.commits.delete(key, head.version)
+        if head is None:
+            return
+        # listed before the commit, like a claim's: none of them can be a later claim's
+        base = self._spool_base
+        regions = [] if base is None else _spool.regions(base / store_name(key))
+        await self._writer.commits.delete(key, head.version)
+        _spool.discard(regions)
 
     async def _pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
         page: list[str] = []
@@ -418,6 +420,11 @@ class _Opening(Generic[T]):
         await self.runtime._exit(self._cp, exc)
 
 
+async def _next(pages: AsyncGenerator[list[str], None]) -> list[str]:
+    """On the I/O loop, so that the generator is that loop's, to be closed by it if left early."""
+    return await anext(pages, [])
+
+
 def _check_keep(keep: int) -> int:
     if type(keep) is not int or keep < 1:
         raise ValueError(f"keep={keep!r}: it is an int, 1 or more")
@@ -425,9 +432,30 @@ def _check_keep(keep: int) -> int:
 
 
 def _check_seconds(name: str, value: float | None) -> float | None:
-    if value is not None and not 0 <= value < float("inf"):
+    return None if value is None else _check_some_seconds(name, value)
+
+
+def _check_some_seconds(name: str, value: float) -> float:
+    number: object = value
+    if not isinstance(number, (int, float)):
+        raise TypeError(f"{name}={value!r}: it is a number of seconds")
+    if not 0 <= number < float("inf"):
         raise ValueError(f"{name}={value!r}: it is a number of seconds, 0 or more")
-    return value
+    return number
+
+
+def _check_store(store: str | os.PathLike[str] | Store) -> str | os.PathLike[str] | Store:
+    known = isinstance(store, (str, os.PathLike)) or hasattr(store, "commit")
+    if isinstance(store, type) or not known:
+        raise TypeError(f"store={store!r}: it is a URL (sqlite:jobs.db), a path or a Store")
+    return store
+
+
+def _check_spool(option: SpoolOption) -> SpoolOption:
+    known: object = option
+    if not (known is None or (known and isinstance(known, (str, os.PathLike)))):
+        raise TypeError(f"spool={option!r}: it is 'auto', a directory, or None for nowhere")
+    return option
 
 
 def _spool_base(option: SpoolOption, store: Store) -> Path | None:

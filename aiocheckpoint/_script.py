@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import threading
@@ -45,6 +46,14 @@ def run(
     the main thread signals are left alone. The other options are those of `Runtime` and
     `Runtime.run`.
     """
+    if backend not in ("asyncio", "uvloop", "trio"):
+        raise ValueError(f"backend={backend!r}: it is 'asyncio', 'uvloop' or 'trio'")
+    try:
+        importlib.import_module(backend)
+    except ImportError as exc:
+        raise ImportError(
+            f"backend={backend!r} needs {backend}: pip install 'aiocheckpoint[{backend}]'"
+        ) from exc
     runtime = Runtime(
         store,
         keep=keep,

@@ -15,20 +15,12 @@ from ._records import Status
 from ._spool import Lane, Spool, Stage, Staged
 
 
-class Beat:
-    """What tells `write()` when to do more than stage: whenever `now` is not what it saw last.
-
-    Active slots share their writer's beat, whose `now` changes every few milliseconds.
-    """
-
-    __slots__ = ("now",)
-
-    def __init__(self) -> None:
-        self.now = object()
+class Attention:
+    """A reason why the next `write()` should do more than stage: any that it has not seen."""
 
 
-IDLE = Beat()  # never taken for seen: the writer sleeps and must be woken
-ALERT = Beat()  # nor is this one: an error or a stop waits to be raised
+IDLE = Attention()  # never taken for seen: the writer sleeps and must be woken
+ALERT = Attention()  # nor is this one: an error or a stop waits to be raised
 
 
 class Meta(msgspec.Struct, frozen=True, gc=False):
@@ -89,7 +81,7 @@ class Slot:
         self.raw: type[bytes] | None = None
         """`bytes` while plain bytes may be staged without further ado; else nothing's type."""
         self.stage: Stage | None = None
-        self.seen: object = None
+        self.seen: Attention | None = None
         self.meta = meta
         self.closed: ClosedError | None = None
         self.spool = spool
@@ -103,7 +95,7 @@ class Slot:
                 self._lane.reserve()
             self._open_fast_path()
         # written by the I/O thread
-        self.attention: Beat = IDLE
+        self.attention = IDLE
         self.idle = True
         self.stopping = False
         self.error: CheckpointError | None = None

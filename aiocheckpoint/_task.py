@@ -5,7 +5,17 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, TypeVarTuple, Unpack, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NoReturn,
+    TypeVar,
+    TypeVarTuple,
+    Unpack,
+    cast,
+    overload,
+)
 
 import msgspec
 
@@ -43,7 +53,8 @@ class Task(Generic[T, *Args, R]):
         self._type = type
         self._codec = codec
         self.coder: Coder[T] = Coder(type, codec)
-        functools.update_wrapper(cast("Callable[..., Any]", self), fn)
+        # names only: the function's own attributes may be called like ours (`retry`)
+        functools.update_wrapper(cast("Callable[..., Any]", self), fn, updated=())
 
     if not TYPE_CHECKING:  # to a type checker a task is no function, and run() takes the task
 
@@ -73,7 +84,10 @@ class Task(Generic[T, *Args, R]):
         """The key of a call with these arguments."""
         if self.key is None:
             raise TypeError(f"run({_name(self.fn)}, ...) needs a key=: it names the checkpoint")
-        return fill_template(self.key, self.fn, args)
+        try:
+            return fill_template(self.key, self.fn, args)
+        except TypeError as exc:
+            raise TypeError(f"run({_name(self.fn)}, ...): {exc}") from exc
 
     def encode_result(self, result: R) -> tuple[bytes, str]:
         """The result's bytes and codec; by MessagePack, or the task's codec where that fails."""
@@ -111,13 +125,39 @@ class Task(Generic[T, *Args, R]):
         raise CodecError(f"the stored result of {_name(self.fn)} was written by codec {codec!r}")
 
 
+@overload
 def task(
     *,
     key: str,
     retry: int | RetryPolicy = 0,
-    type: type[T] | None = None,
-    codec: Codec[T] | None = None,
-) -> Callable[[Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]]], Task[T, *Args, R]]:
+    type: None = None,
+    codec: None = None,
+) -> Callable[
+    [Callable[[Checkpointer[bytes], Unpack[Args]], Awaitable[R]]], Task[bytes, *Args, R]
+]: ...
+@overload
+def task(
+    *,
+    key: str,
+    retry: int | RetryPolicy = 0,
+    type: type[T],
+    codec: None = None,
+) -> Callable[[Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]]], Task[T, *Args, R]]: ...
+@overload
+def task(
+    *,
+    key: str,
+    retry: int | RetryPolicy = 0,
+    type: None = None,
+    codec: Codec[T],
+) -> Callable[[Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]]], Task[T, *Args, R]]: ...
+def task(
+    *,
+    key: str,
+    retry: int | RetryPolicy = 0,
+    type: type[Any] | None = None,
+    codec: Codec[Any] | None = None,
+) -> Callable[[Callable[[Checkpointer[Any], Unpack[Args]], Awaitable[R]]], Task[Any, *Args, R]]:
     """Make a task of an async function whose first parameter is its checkpointer.
 
     Args:
@@ -128,8 +168,8 @@ def task(
     """
 
     def decorate(
-        fn: Callable[[Checkpointer[T], Unpack[Args]], Awaitable[R]],
-    ) -> Task[T, *Args, R]:
+        fn: Callable[[Checkpointer[Any], Unpack[Args]], Awaitable[R]],
+    ) -> Task[Any, *Args, R]:
         return Task(fn, key=key, retry=retry, type=type, codec=codec)
 
     return decorate

@@ -27,7 +27,7 @@ from ._errors import (
 from ._held import Ended, Held, Taken, Waiter, departing, ended, lightened, report
 from ._outages import Outages
 from ._records import INLINE_LIMIT, Record, decode_record, encode_record
-from ._slot import ALERT, IDLE, Beat, Meta, Slot
+from ._slot import ALERT, IDLE, Attention, Meta, Slot
 from .abc import Put, Store
 
 _TICK = 0.005
@@ -49,8 +49,11 @@ class Writer:
         self.store = store
         self.commits = Commits(store, self._next_due)
         self.holding: set[Held] = set()
+        self.finishing = False
         self._loop = asyncio.get_running_loop()
-        self._beat = Beat()
+        self.yielding: deque[Slot] = deque()
+        """Slots whose `write()` has seen the last call to yield; appended to by any thread."""
+        self._call = Attention()
         self._active = 0  # slots that are not idle
         self._calendar: list[tuple[float, int, Held]] = []
         self._order = itertools.count()
@@ -67,7 +70,7 @@ class Writer:
             return
         if slot.idle:
             slot.idle = False
-            slot.attention = ALERT if slot.alert else self._beat
+            slot.attention = ALERT if slot.alert else self._call
             held.clean_until = held.clean_until or time.monotonic()
             self._active += 1
             self._look_at(held)
@@ -84,7 +87,11 @@ class Writer:
 
     def _tick(self) -> None:
         """Let the tasks of active slots yield; commit or rest the slots whose time has come."""
-        self._beat.now = object()
+        self._call = Attention()
+        for _ in range(len(self.yielding)):
+            slot = self.yielding.popleft()
+            if slot.attention is not ALERT and not slot.idle:
+                slot.attention = self._call
         now = self._loop.time()
         while self._calendar and self._calendar[0][0] <= now:
             _, _, held = heapq.heappop(self._calendar)
@@ -182,7 +189,7 @@ class Writer:
         held.next_at = taken.at + held.min_interval
         if slot.error is not None:
             slot.error = None
-            slot.attention = ALERT if slot.alert else self._beat
+            slot.attention = ALERT if slot.alert else self._call
         if held.waiters:
             self._tell(held)
         if held.blobs and (names := held.superfluous()):
@@ -261,6 +268,8 @@ class Writer:
         else:
             if theirs.claim != mine.claim:
                 _log.warning("%s went back in time; claiming %r again", self.store.identity, key)
+            if (theirs.claim, theirs.commit) != (mine.claim, mine.commit):
+                # blobs may have gone with what the store forgot
                 held.record = msgspec.structs.replace(mine, blob=None)
             # not acknowledged yet even if it is our own state: what was read back may still be
             # on its way to the disk, so it is committed once more
@@ -358,6 +367,7 @@ class Writer:
     async def finish(self, timeout: float) -> None:
         """Store what is held, in `timeout` seconds for handles that are still open and in what
         remains of their own time for closed ones; then let go of everything."""
+        self.finishing = True
         for held in list(self.holding):
             if held.leaving is None:
                 held.slot.close(ClosedError("the runtime is closed: open the key in a new one"))

@@ -38,8 +38,8 @@ class Store(Protocol):
 
     Every coroutine runs on the runtime's I/O loop (asyncio), never on the user's, and must not
     block that loop. Keys have been checked before a store sees them (1 to 200 bytes of UTF-8, no
-    control characters) and otherwise may hold anything. Failures are the tree of `_errors`,
-    raised `from` the driver's own: `StoreUnavailableError` for what may pass (the writer will try
+    control characters) and otherwise may hold anything. Failures are our own errors, raised
+    `from` the driver's: `StoreUnavailableError` for what may pass (the writer will try
     again with backoff; the store must not), plain `StoreError` for what will not.
 
     A call may be cancelled, or abandoned after a timeout; whatever it then still does must leave
