@@ -17,13 +17,26 @@ import pytest
 from aiocheckpoint._errors import ConflictError, StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Head, Put, Version
 from aiocheckpoint.stores import _blobs
+from aiocheckpoint.stores import _blobs as blobs_module
 from aiocheckpoint.stores import file as file_module
 from aiocheckpoint.stores.file import FileStore
 from aiocheckpoint.testing.contract import listed, put, read, refused
 
 pytestmark = pytest.mark.anyio
 
-CALLS = ("open", "write", "fsync", "link", "listdir", "unlink", "close", "mkdir", "rename", "stat")
+CALLS = (
+    "open",
+    "pwritev",
+    "pwrite",
+    "fsync",
+    "link",
+    "listdir",
+    "unlink",
+    "close",
+    "mkdir",
+    "rename",
+    "stat",
+)
 LONG = "x" * 200  # its directory has a `key` file
 
 Before = Callable[[int, str], None]
@@ -115,7 +128,7 @@ async def calls_of_commit(root: Path, interpose: Interpose, key: str, after: int
     await put(store, key, version, b"x")
     await store.aclose()
     interpose(None)
-    assert {"open", "write", "fsync", "link", "listdir", "unlink", "close"} <= set(made)
+    assert {"open", "pwritev", "link", "listdir", "fsync", "unlink", "close"} <= set(made)
     return len(made)
 
 
@@ -239,9 +252,14 @@ async def test_killed(tmp_path: Path, interpose: Interpose, commits: int) -> Non
         await store.aclose()
 
 
-@pytest.mark.parametrize("name", ["write", "fsync"])
-async def test_disk_fails(root: Path, interpose: Interpose, name: str) -> None:
-    """When a file cannot be made durable it is thrown away, and the next commit makes another."""
+@pytest.mark.parametrize(("flag", "name"), [(True, "pwritev"), (False, "pwrite"), (False, "fsync")])
+async def test_disk_fails(
+    root: Path, interpose: Interpose, monkeypatch: pytest.MonkeyPatch, flag: bool, name: str
+) -> None:
+    """When a file cannot be made durable it is thrown away, and the next commit makes another;
+    also where writing and syncing take two calls."""
+    if not flag:
+        monkeypatch.setattr(blobs_module, "_SYNC_FLAG", 0)
     store = FileStore(root)
     version = await put(store, "k", None, b"one")
     interpose(failing(name, errno.EIO))
