@@ -209,18 +209,16 @@ class Checkpointer(Generic[T]):
             return
         held, slot = self._held, self._slot
         slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
-        leaving = held.leaving = Future()
+        leaving: Future[None] = Future()
+        held.leaving = leaving
         place = self._writer.store.identity, slot.key
         departing[place] = held
+        self._io.owe(leaving)
         try:
             timeout = self._flush_timeout if within is None else min(within, self._flush_timeout)
             self._io.post(self._writer.leave, held, timeout)
-        except ClosedError:  # the runtime has ended before its handle, and has let go of it
-            del departing[place]
-            if slot.dirty:
-                leaving.set_exception(slot.error or held.timed_out())
-            else:
-                leaving.set_result(None)
+        except ClosedError as closed:
+            leaving.set_exception(closed)
         try:
             if isinstance(exc, GeneratorExit):  # a closing coroutine must not wait on the loop
                 _io_thread.block(leaving)
@@ -229,12 +227,23 @@ class Checkpointer(Generic[T]):
         except BaseException:
             leaving.add_done_callback(self._report)
             raise
-        if exc is None:
-            leaving.result()
-        elif leaving.done():
-            self._attach(exc, leaving.exception())
+        if leaving.done():
+            error = self._failure(leaving)
+            if exc is not None:
+                self._attach(exc, error)
+            elif error is not None:
+                raise error
         else:
             leaving.add_done_callback(self._report)
+
+    def _failure(self, leaving: Future[None]) -> BaseException | None:
+        """Why leaving has failed, if it has."""
+        error = leaving.exception()
+        if isinstance(error, ClosedError):  # the runtime had ended, and flushed what it could
+            held, slot = self._held, self._slot
+            departing.pop((self._writer.store.identity, slot.key), None)
+            return (slot.error or held.timed_out()) if slot.dirty else None
+        return error
 
     def _attach(self, exc: BaseException, error: BaseException | None) -> None:
         """A failed flush never masks the exception in flight."""
@@ -244,7 +253,7 @@ class Checkpointer(Generic[T]):
         report(self._held, error)
 
     def _report(self, leaving: Future[None]) -> None:
-        if error := leaving.exception():
+        if error := self._failure(leaving):
             report(self._held, error)
 
 

@@ -20,8 +20,9 @@ from ._heads import Found, read_head
 from ._held import Held, departing, ended
 from ._keys import store_name
 from ._records import Record
+from ._region import Staged
 from ._slot import Meta, Slot
-from ._spool import Spool, Staged
+from ._spool import Spool
 from ._writer import Writer
 from .abc import Put
 

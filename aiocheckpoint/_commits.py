@@ -108,6 +108,9 @@ class Commits:
         try:
             key = puts[0].key if len(puts) == 1 else None
             outcomes = list(await bounded(self.store.commit(puts), "commit", key))
+            if len(outcomes) != len(puts):
+                answers = f"{len(outcomes)} answers to {len(puts)} puts: mend the store"
+                raise StoreError(answers, op="commit", key=key)
         except StoreError as exc:
             outcomes = [exc] * len(puts)
         finally:

@@ -11,7 +11,7 @@ import xxhash
 from ._calls import bounded, read_blob
 from ._errors import CorruptCheckpointError, StoreUnavailableError
 from ._records import Blob, Record, decode_record
-from ._spool import Staged
+from ._region import Staged
 from .abc import Head, Store, Version
 
 GENERATION = "gen-"

@@ -14,8 +14,8 @@ import msgspec
 from ._errors import FencedError, FlushTimeoutError, StoreError
 from ._heads import GENERATION, STATE, generation_name
 from ._records import Record, Statistics
+from ._region import Staged
 from ._slot import Meta, Slot
-from ._spool import Staged
 from .abc import Version
 
 E = TypeVar("E", bound=BaseException)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures.thread
+import contextlib
 import logging
 import os
 import signal
@@ -45,6 +46,7 @@ class IOThread:
         self._end: asyncio.Event
         self._ending = False
         self._ended: Future[None] = Future()
+        self._owed: set[Future[Any]] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiocheckpoint-io", daemon=True)
         self._thread.start()
@@ -67,17 +69,27 @@ class IOThread:
         except RuntimeError as exc:
             raise ClosedError("the runtime is closed") from exc
 
+    def owe(self, future: Future[Any]) -> None:
+        """Have a future fail if the loop ends before it is done: what was posted in the loop's
+        last instant is never called. Say so before posting what is to end it."""
+        self._owed.add(future)
+        future.add_done_callback(self._owed.discard)
+
     def call(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the loop. Cancelling the future cancels it there."""
         try:
             self._check_process()
-            return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except ClosedError:
             coroutine.close()
             raise
         except RuntimeError as exc:
             coroutine.close()
             raise ClosedError("the runtime is closed") from exc
+        self.owe(future)
+        if self._ended.done():
+            self._fail_owed()
+        return future
 
     def finish(self) -> Future[None]:
         """Begin the end, once; the future is done when the loop is closed."""
@@ -122,6 +134,12 @@ class IOThread:
         finally:
             self._ready.set()
             self._ended.set_result(None)
+            self._fail_owed()
+
+    def _fail_owed(self) -> None:
+        for future in list(self._owed):
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                future.set_exception(ClosedError("the runtime was closed meanwhile"))
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()

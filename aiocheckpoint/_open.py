@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from ._checkpointer import Checkpointer
-from ._runtime import Runtime, SpoolOption
+from ._options import SpoolOption
+from ._runtime import Runtime
 from .abc import Codec, Store
 
 T = TypeVar("T")

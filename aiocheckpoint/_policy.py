@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -93,10 +93,14 @@ class RetryPolicy:
         """Seconds to wait before the `retry`-th retry (from 1) after `exc`; None: do not retry."""
         if retry > self.retries:
             return None
-        wait = self._verdict(exc)
-        if wait is True:
-            return self.backoff(retry)
-        return None if wait is False else max(0.0, seconds(wait))
+        longest = 0.0
+        for leaf in _leaves(exc):
+            verdict = self._verdict(leaf)
+            if verdict is False:
+                return None
+            wait = self.backoff(retry) if verdict is True else seconds(verdict)
+            longest = max(longest, wait)
+        return longest
 
     def backoff(self, retry: int) -> float:
         """The policy's own wait before the `retry`-th retry, in seconds."""
@@ -109,12 +113,6 @@ class RetryPolicy:
         return min(cap, wait + random.uniform(0, seconds(self.wait_jitter)))
 
     def _verdict(self, exc: BaseException) -> bool | Seconds:
-        if isinstance(exc, BaseExceptionGroup):
-            verdicts = [self._verdict(leaf) for leaf in exc.exceptions]
-            if any(verdict is False for verdict in verdicts):
-                return False
-            waits = [seconds(v) for v in verdicts if not isinstance(v, bool)]
-            return max(waits) if waits else True
         if not isinstance(exc, Exception) or isinstance(exc, _NEVER):
             return False
         if isinstance(exc, AttemptTimeoutError):
@@ -127,6 +125,14 @@ class RetryPolicy:
         if not isinstance(verdict, (bool, int, float, timedelta)):
             raise TypeError(f"on= returned {verdict!r}; it returns bool, seconds or timedelta")
         return verdict
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc
 
 
 def as_policy(retry: int | RetryPolicy) -> RetryPolicy:

@@ -107,7 +107,9 @@ class Run(Generic[T, *Args, R]):
 
     def _decide(self, record: Record | None) -> Plan:
         if self._claim is not None:
-            if record is None or record.claim != self._claim:
+            if record is None:
+                raise FencedError(f"{self.key!r} was deleted before our retry")
+            if record.claim != self._claim:
                 raise FencedError(f"{self.key!r} was claimed by a newer attempt before our retry")
             return Plan(Meta(attempt=record.attempt + 1, burnt=record.burnt))
         if record is None:

@@ -7,40 +7,33 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
-import xxhash
 
-from . import _io_thread, _spool
-from ._calls import bounded
+from . import _io_thread
 from ._checkpointer import Checkpointer, latest
-from ._claim import Decide, claim
+from ._claim import Decide
 from ._codecs import Coder
-from ._errors import ClosedError, KeyInUseError
-from ._held import Held
-from ._io_thread import IOThread
-from ._keys import check_key, store_name
+from ._engine import Engine
+from ._errors import ClosedError
+from ._keys import check_key
+from ._opening import Opening
+from ._options import SpoolOption, check_keep, check_seconds, check_spool, check_store, spool_base
 from ._policy import RetryPolicy
-from ._records import Checkpoint, Statistics, Status, decode_record
+from ._records import Checkpoint, Statistics, Status
 from ._runner import Run, plain_open
 from ._signals import SignalHandlers
-from ._slot import ALERT
 from ._stopping import Stopping
 from ._task import Task, as_task
-from ._writer import Writer, into
+from ._writer import into
 from .abc import Codec, Store
 from .stores import open_store
 
 T = TypeVar("T")
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
-SpoolOption = Literal["auto"] | str | os.PathLike[str] | None
-
-_CLOSING = 10.0  # seconds past the flush's own time, to close the store
-_PAGE = 500
 
 
 class Runtime:
@@ -71,35 +64,39 @@ class Runtime:
         stop_signals: Sequence[int] = (),
         grace: float = 25.0,
     ) -> None:
-        self._url = _check_store(store)
-        self._keep = _check_keep(keep)
-        self._min_interval = _check_seconds("min_interval", min_interval)
-        self._flush_timeout = _check_some_seconds("flush_timeout", flush_timeout)
-        self._spool = _check_spool(spool)
-        self._stopping = Stopping(_check_some_seconds("grace", grace))
+        self._location = check_store(store)
+        self._keep = check_keep(keep)
+        self._min_interval = min_interval
+        if min_interval is not None:
+            check_seconds("min_interval", min_interval)
+        self._flush_timeout = check_seconds("flush_timeout", flush_timeout)
+        self._spool = check_spool(spool)
+        self._stopping = Stopping(check_seconds("grace", grace))
         self._signals = SignalHandlers(stop_signals, self._on_signal)
-        self._open: dict[str, object] = {}
-        self._io: IOThread | None = None
-        self._writer: Writer
-        self._store: Store
-        self._spool_base: Path | None
+        self._engine: Engine | None = None
 
     async def __aenter__(self) -> Self:
-        if self._io is not None:
+        if self._engine is not None:
             raise ClosedError("a runtime is entered once: make a new one")
-        url = self._url
-        self._store = open_store(url) if isinstance(url, (str, os.PathLike)) else url
-        self._spool_base = _spool_base(self._spool, self._store)
-        io = IOThread(self._finishing, self._flush_timeout + _CLOSING)
+        location = self._location
+        owned = isinstance(location, (str, os.PathLike))
+        store = open_store(location) if isinstance(location, (str, os.PathLike)) else location
+        engine = Engine(
+            store,
+            spool_base(self._spool, store),
+            self._stopping,
+            owned=owned,
+            flush_timeout=self._flush_timeout,
+        )
         try:
-            self._writer = await _io_thread.result(io.call(self._make_writer()))
+            await engine.start()
             self._signals.install()
         except BaseException:
-            io.finish()
+            engine.io.finish()
             raise
-        self._io = io
+        self._engine = engine
         if self._stopping.requested:
-            io.post(self._begin_stop)
+            engine.io.post(engine.stop)
         return self
 
     async def __aexit__(
@@ -108,9 +105,8 @@ class Runtime:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._io is not None
         self._signals.restore()
-        ended = self._io.finish()
+        ended = self._running.io.finish()
         if isinstance(exc, GeneratorExit):
             _io_thread.block(ended)
         else:
@@ -168,14 +164,22 @@ class Runtime:
             CorruptCheckpointError: its record is damaged and no earlier one stands in.
             StoreError: the store cannot be read or written.
         """
-        return _Opening(
-            self,
+        return Opening(
+            lambda: self._running,
             check_key(key),
             Coder(type, codec),
             plain_open,
-            self._keep if keep is None else _check_keep(keep),
-            _check_seconds("min_interval", min_interval),
-            _check_seconds("flush_timeout", flush_timeout),
+            keep=self._keep if keep is None else check_keep(keep),
+            min_interval=(
+                self._min_interval
+                if min_interval is None
+                else check_seconds("min_interval", min_interval)
+            ),
+            flush_timeout=(
+                self._flush_timeout
+                if flush_timeout is None
+                else check_seconds("flush_timeout", flush_timeout)
+            ),
         )
 
     async def run(
@@ -209,13 +213,14 @@ class Runtime:
 
     async def latest(self, key: str) -> Checkpoint | None:
         """The stored record of a key, undecoded, or None. Claims nothing."""
-        return await latest(self._thread, self._writer, check_key(key))
+        engine = self._running
+        return await latest(engine.io, engine.writer, check_key(key))
 
     async def keys(self, prefix: str = "", status: Status | None = None) -> AsyncIterator[str]:
         """The keys that start with `prefix`, sorted; with `status`, those whose run is so."""
-        io = self._thread
-        pages = self._pages(prefix, status)
-        while page := await _io_thread.result(io.call(_next(pages))):
+        engine = self._running
+        pages = engine.pages(prefix, status)
+        while page := await _io_thread.result(engine.io.call(_next(pages))):
             for key in page:
                 yield key
 
@@ -225,8 +230,8 @@ class Runtime:
         Raises:
             ConflictError: it was written to in between; try again.
         """
-        check_key(key)
-        await _io_thread.result(self._thread.call(self._delete(key)))
+        engine = self._running
+        await _io_thread.result(engine.io.call(engine.delete(check_key(key))))
 
     async def flush(self) -> None:
         """Return when all that is staged now in the open handles is stored.
@@ -235,12 +240,15 @@ class Runtime:
             FlushTimeoutError: not within `flush_timeout`; it names one of the keys.
             FencedError, StoreError: some of it never will be.
         """
+        engine = self._running
         future: Future[None] = Future()
-        self._thread.post(self._writer.flush_all, into(future))
+        engine.io.post(engine.writer.flush_all, into(future))
         with anyio.move_on_after(self._flush_timeout):
             await _io_thread.result(future)
             return
-        raise next(held for held in self._writer.holding if held.slot.dirty).timed_out()
+        for held in list(engine.writer.holding):
+            if held.slot.dirty:
+                raise held.timed_out()
 
     def stop(self) -> None:
         """Ask every attempt to end at its next write. From any thread or signal handler.
@@ -248,83 +256,42 @@ class Runtime:
         Sets `cp.stopping`, starts a flush, and cancels what still runs when most of `grace` has
         passed. Runs raise StoppedError. Idempotent.
         """
-        if self._stopping.request() and self._io is not None:
+        if self._stopping.request() and self._engine is not None:
             with contextlib.suppress(ClosedError):
-                self._io.post(self._begin_stop)
+                self._engine.io.post(self._engine.stop)
 
     def statistics(self) -> Statistics:
         """The sums over the handles that are open; `lag` is the longest."""
-        each = [held.statistics() for held in list(self._writer.holding)]
+        holding = list(self._running.writer.holding)
+        each = [held.statistics() for held in holding]
         errors = [one.last_error for one in each if one.last_error is not None]
         return Statistics(
-            staged=sum(held.slot.newest_seq - held.slot.first for held in self._writer.holding),
-            stored=sum(held.commits for held in self._writer.holding),
+            staged=sum(held.slot.newest_seq - held.slot.first for held in holding),
+            stored=sum(held.commits for held in holding),
             coalesced=sum(one.coalesced for one in each),
             bytes=sum(one.bytes for one in each),
             lag=max((one.lag for one in each), default=0.0),
-            spooled=all(one.spooled for one in each),
+            spooled=bool(each) and all(one.spooled for one in each),
             errors=sum(one.errors for one in each),
             last_error=errors[-1] if errors else None,
         )
 
-    # The user's side.
-
     @property
-    def _thread(self) -> IOThread:
-        if self._io is None:
+    def _running(self) -> Engine:
+        if self._engine is None:
             raise ClosedError("enter the runtime first: `async with Runtime(...) as rt:`")
-        return self._io
+        return self._engine
 
-    def _opening(
-        self, key: str, coder: Coder[T], decide: Decide
-    ) -> AbstractAsyncContextManager[Checkpointer[T]]:
-        return _Opening(self, key, coder, decide, self._keep, None, None)
-
-    async def _enter(self, opening: _Opening[T]) -> Checkpointer[T]:
-        io = self._thread
-        key = opening.key
-        if self._open.setdefault(key, opening) is not opening:
-            raise KeyInUseError(
-                f"{key!r} is open in this runtime: share its checkpointer, or leave it first"
-            )
-        claiming: Future[Held] | None = None
-        try:
-            interval = opening.min_interval
-            if interval is None:
-                interval = self._min_interval
-            claiming = io.call(
-                claim(
-                    self._writer,
-                    key,
-                    opening.decide,
-                    spool_base=self._spool_base,
-                    keep=opening.keep,
-                    min_interval=self._store.min_interval if interval is None else interval,
-                    plain=opening.coder.raw,
-                )
-            )
-            held = await _io_thread.result(claiming)
-        except BaseException:
-            del self._open[key]
-            if claiming is not None and not claiming.cancel() and not claiming.exception():
-                self._abandon(claiming.result())
-            raise
-        if self._stopping.requested:
-            io.post(self._stop_one, held)
-        timeout = opening.flush_timeout
-        if timeout is None:
-            timeout = self._flush_timeout
-        return Checkpointer(held, self._writer, io, opening.coder, timeout)
-
-    def _abandon(self, held: Held) -> None:
-        """The opener was cancelled as its claim came through: there is nothing to flush."""
-        held.leaving = Future()
-        with contextlib.suppress(ClosedError):
-            self._thread.post(self._writer.leave, held, self._flush_timeout)
-
-    async def _exit(self, cp: Checkpointer[Any], exc: BaseException | None) -> None:
-        self._open.pop(cp.key, None)
-        await cp._leave(exc, self._stopping.remaining)
+    def _opening(self, key: str, coder: Coder[T], decide: Decide) -> Opening[T]:
+        return Opening(
+            lambda: self._running,
+            key,
+            coder,
+            decide,
+            keep=self._keep,
+            min_interval=self._min_interval,
+            flush_timeout=self._flush_timeout,
+        )
 
     def _on_signal(self, number: int) -> None:
         if self._stopping.requested:
@@ -332,137 +299,7 @@ class Runtime:
         else:
             self.stop()
 
-    # On the I/O thread.
-
-    async def _make_writer(self) -> Writer:
-        return Writer(self._store)
-
-    async def _finishing(self) -> None:
-        remaining = self._stopping.remaining
-        timeout = self._flush_timeout
-        await self._writer.finish(timeout if remaining is None else min(timeout, remaining))
-        if self._spool_base is not None:
-            _spool.leave(self._spool_base)
-        if self._store is not self._url:
-            await bounded(self._store.aclose(), "close")
-
-    def _begin_stop(self) -> None:
-        for held in list(self._writer.holding):
-            self._stop_one(held)
-        self._stopping.cancel_naps()
-        self._thread.loop.call_later(self._stopping.patience, self._stopping.cancel_all)
-
-    def _stop_one(self, held: Held) -> None:
-        slot = held.slot
-        slot.stopping = True
-        slot.attention = ALERT
-        self._writer.flush(held, slot.newest_seq, slot.meta, lambda _: None)
-
-    async def _delete(self, key: str) -> None:
-        head = await bounded(self._store.load(key), "load", key)
-        if head is None:
-            return
-        # listed before the commit, like a claim's: none of them can be a later claim's
-        base = self._spool_base
-        regions = [] if base is None else _spool.regions(base / store_name(key))
-        await self._writer.commits.delete(key, head.version)
-        _spool.discard(regions)
-
-    async def _pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
-        page: list[str] = []
-        async for key in self._store.keys(prefix):
-            if status is None or await self._status(key) == status:
-                page.append(key)
-            if len(page) == _PAGE:
-                yield page
-                page = []
-        if page:
-            yield page
-
-    async def _status(self, key: str) -> Status | None:
-        head = await bounded(self._store.load(key), "load", key)
-        return None if head is None else decode_record(key, head.record)[0].status
-
-
-class _Opening(Generic[T]):
-    """One `async with`: entered and left in whichever tasks."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        key: str,
-        coder: Coder[T],
-        decide: Decide,
-        keep: int,
-        min_interval: float | None,
-        flush_timeout: float | None,
-    ) -> None:
-        self.runtime = runtime
-        self.key = key
-        self.coder = coder
-        self.decide = decide
-        self.keep = keep
-        self.min_interval = min_interval
-        self.flush_timeout = flush_timeout
-        self._cp: Checkpointer[T] | None = None
-
-    async def __aenter__(self) -> Checkpointer[T]:
-        self._cp = await self.runtime._enter(self)
-        return self._cp
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._cp is not None
-        await self.runtime._exit(self._cp, exc)
-
 
 async def _next(pages: AsyncGenerator[list[str], None]) -> list[str]:
     """On the I/O loop, so that the generator is that loop's, to be closed by it if left early."""
     return await anext(pages, [])
-
-
-def _check_keep(keep: int) -> int:
-    if type(keep) is not int or keep < 1:
-        raise ValueError(f"keep={keep!r}: it is an int, 1 or more")
-    return keep
-
-
-def _check_seconds(name: str, value: float | None) -> float | None:
-    return None if value is None else _check_some_seconds(name, value)
-
-
-def _check_some_seconds(name: str, value: float) -> float:
-    number: object = value
-    if not isinstance(number, (int, float)):
-        raise TypeError(f"{name}={value!r}: it is a number of seconds")
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"{name}={value!r}: it is a number of seconds, 0 or more")
-    return number
-
-
-def _check_store(store: str | os.PathLike[str] | Store) -> str | os.PathLike[str] | Store:
-    known = isinstance(store, (str, os.PathLike)) or hasattr(store, "commit")
-    if isinstance(store, type) or not known:
-        raise TypeError(f"store={store!r}: it is a URL (sqlite:jobs.db), a path or a Store")
-    return store
-
-
-def _check_spool(option: SpoolOption) -> SpoolOption:
-    known: object = option
-    if not (known is None or (known and isinstance(known, (str, os.PathLike)))):
-        raise TypeError(f"spool={option!r}: it is 'auto', a directory, or None for nowhere")
-    return option
-
-
-def _spool_base(option: SpoolOption, store: Store) -> Path | None:
-    if option is None:
-        return None
-    if option == "auto":
-        return store.spool_dir
-    # one directory may serve several stores: each has its own part of it
-    identity = xxhash.xxh3_128_hexdigest(store.identity.encode())
-    return Path(option).absolute() / identity

@@ -13,8 +13,9 @@ import anyio
 
 from ._checkpointer import Checkpointer
 from ._errors import StoppedError
+from ._options import SpoolOption
 from ._policy import RetryPolicy
-from ._runtime import Runtime, SpoolOption
+from ._runtime import Runtime
 from ._signals import SignalHandlers
 from ._task import Task
 from .abc import Store

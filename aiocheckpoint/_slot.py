@@ -12,7 +12,8 @@ import msgspec
 from ._codecs import BYTES
 from ._errors import CheckpointError, ClosedError
 from ._records import Status
-from ._spool import Lane, Spool, Stage, Staged
+from ._region import Stage, Staged
+from ._spool import Lane, Spool
 
 
 class Attention:
@@ -179,8 +180,7 @@ class Slot:
         """
         with self._foreign_lock:  # whoever passed its check_open() has staged
             self.closed = reason
-            self.raw = None
-            self.stage = None
+            self.raw = None  # not `stage`, which a write() may just have looked at
         self.attention = ALERT
 
     def forked(self) -> None:

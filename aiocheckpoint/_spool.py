@@ -1,91 +1,23 @@
-"""The spool: staged states in mapped memory that outlives the process.
+"""The spool: staged states that outlive the process, one directory a key.
 
-A region is one file, mapped and pre-allocated, that belongs to one claim:
-
-    header (256): magic, size, MessagePack of RegionHeader, XXH3-64 of all before
-    half 0, half 1: payload (capacity) | size (u64) | seq (u64) | XXH3-64 of payload, seed seq
-
-States go to the halves in turn, so that one of them is whole at every instant. The trailer is
-written after the payload; its checksum makes a half that was cut off, or that a live writer laps
-while it is read, recognisable. Nothing is ever synced: the page cache outlives the process but
-not the boot, hence the boot id.
+A region belongs to one claim and is named by it; a claimant removes only those that it superseded.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import itertools
 import logging
-import mmap
 import os
 import re
 import stat
-import struct
 import subprocess
-import sys
-import time
-import weakref
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-
-import msgspec
-import xxhash
 
 from ._codecs import BYTES
+from ._region import SPOOL_LIMIT, Region, Stage, Staged, make_region, read_region
 
-SPOOL_LIMIT = 4 << 20
-"""States over this many bytes are covered by the store alone."""
-
-_MAGIC = b"AIOCKSP1"
-_HEAD = 256
-_TRAILER = struct.Struct("<QQQ")
-_SMALLEST = (4096 - _HEAD) // 2 - _TRAILER.size
 _NAME = re.compile(r"[0-9a-f]{32}\.[0-9]+")
-_LAPPED = 0.2  # seconds to look again and again while a live writer laps us
-_ONE_PACK = 16 << 10  # up to here, zero-filling a half costs less than a second call
-_hash = xxhash.xxh3_64_intdigest
 _log = logging.getLogger("aiocheckpoint")
-
-Stage = Callable[[int, bytes], object]
-
-
-class Staged(NamedTuple):
-    """A staged state: what a slot holds, what a region gives back."""
-
-    seq: int
-    data: bytes
-    codec: str
-
-
-class _RegionHeader(msgspec.Struct, frozen=True, array_like=True):
-    claim: bytes
-    boot: str
-    codec: str
-    capacity: int
-
-
-class _Memory(ctypes.c_char):
-    """Only a base for the array type: its instances can be watched by weakref."""
-
-
-@functools.cache
-def boot_id() -> str:
-    """Names this boot of this machine; OSError where that cannot be told."""
-    if sys.platform == "darwin":
-        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-class Region(NamedTuple):
-    """One mapped file: what it takes, and the call that stages into it."""
-
-    path: Path
-    codec: str
-    capacity: int
-    stage: Stage
 
 
 class Spool:
@@ -98,21 +30,20 @@ class Spool:
         self._paths: list[Path] = []
 
     def allocate(self, codec: str, size: int, overflow: Stage) -> Region | None:
-        """Make and map a region for states of up to `size` bytes; None if it cannot be made.
-
-        Its `stage` hands what does not fit to `overflow`.
-        """
-        capacity = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
+        """A new region for states of up to `size` bytes, or None if it cannot be made."""
         path = self.directory / f"{self.claim.hex()}.{next(self._numbers)}"
         try:
-            header = _encode_header(_RegionHeader(self.claim, boot_id(), codec, capacity))
-            view = _map(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
+            try:
+                region = make_region(path, self.claim, codec, size, overflow)
+            except FileNotFoundError:  # another claim has left and taken the directory along
+                key_directory(self.directory.parent, self.directory.name)
+                region = make_region(path, self.claim, codec, size, overflow)
         except (OSError, subprocess.SubprocessError) as exc:
             _remove(path)
             warn_once(self.directory.parent, f" for states of {size} bytes", exc)
             return None
         self._paths.append(path)
-        return Region(path, codec, capacity, _stager(view, capacity, overflow))
+        return region
 
     def drop(self, region: Region) -> None:
         """Forget a region that another has replaced."""
@@ -227,7 +158,7 @@ def newest(paths: list[Path], claim: bytes) -> Staged | None:
         if not path.name.startswith(claim.hex()):
             continue
         try:
-            staged = _read(path, claim)
+            staged = read_region(path, claim)
             if staged is not None and (best is None or staged.seq > best.seq):
                 best = staged
         except FileNotFoundError:
@@ -262,150 +193,3 @@ def _drop_directory(directory: Path) -> None:
         directory.rmdir()
     except OSError:
         pass  # another claim's regions lie there, or it is gone
-
-
-def _encode_header(header: _RegionHeader) -> bytes:
-    body = msgspec.msgpack.encode(header)
-    block = (_MAGIC + struct.pack("<I", len(body)) + body).ljust(_HEAD - 8, b"\0")
-    return block + struct.pack("<Q", _hash(block))
-
-
-def _decode_header(block: bytes) -> _RegionHeader:
-    if len(block) < _HEAD or block[:8] != _MAGIC:
-        raise ValueError("not a spool region")
-    if struct.unpack("<Q", block[-8:])[0] != _hash(block[:-8]):
-        raise ValueError("the header's checksum does not match")
-    (size,) = struct.unpack_from("<I", block, 8)
-    header = msgspec.msgpack.decode(block[12 : 12 + size], type=_RegionHeader)
-    if not 0 <= header.capacity <= SPOOL_LIMIT:
-        raise ValueError("a capacity that no region has")
-    return header
-
-
-def _read(path: Path, claim: bytes) -> Staged | None:
-    """The newest whole state of a region, None if it is of another claim or boot, or unused.
-
-    A live writer may lap us, half by half; then we look again until what is whole is no older
-    than what had been staged when we came.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("not a regular file")
-        header = _decode_header(os.pread(fd, _HEAD, 0))
-        if header.claim != claim or header.boot != boot_id():
-            return None
-        until = time.monotonic() + _LAPPED
-        last: list[bytes] = []
-        required: int | None = None
-        while True:
-            looks = [_look(fd, header, half) for half in (0, 1)]
-            trailers = [trailer for trailer, _ in looks]
-            best = max((staged for _, staged in looks if staged is not None), default=None)
-            if required is None:
-                required = max(_TRAILER.unpack(trailer)[1] for trailer in trailers)
-            if best is not None and best.seq >= required:
-                return best
-            if trailers == last or time.monotonic() > until:
-                break  # nobody writes: this is how a kill, or damage, left it
-            last = trailers
-        if best is None and any(map(any, trailers)):
-            raise ValueError("no half of it is whole")
-        return best
-    finally:
-        os.close(fd)
-
-
-def _look(fd: int, header: _RegionHeader, half: int) -> tuple[bytes, Staged | None]:
-    """A half's trailer, and its state if that is whole."""
-    capacity = header.capacity
-    start = _HEAD + half * (capacity + _TRAILER.size)
-    # in one call, where it is small: that is the least time for a live writer to come between
-    block = os.pread(fd, capacity + _TRAILER.size, start) if capacity <= _ONE_PACK else b""
-    trailer = block[capacity:] or os.pread(fd, _TRAILER.size, start + capacity)
-    if len(trailer) < _TRAILER.size:
-        raise ValueError("cut short")
-    size, seq, digest = _TRAILER.unpack(trailer)
-    if size > capacity:
-        return trailer, None
-    data = block[:size] or os.pread(fd, size, start)
-    whole = len(data) == size and _hash(data, seq) == digest
-    return trailer, Staged(seq, data, header.codec) if whole else None
-
-
-def _map(path: Path, header: bytes, size: int) -> memoryview:
-    """Create and map a file. No descriptor stays open: mmap.mmap would keep one per region
-    (until Python 3.13's `trackfd`), and ten thousand keys must fit under a limit of 1024."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileNotFoundError:  # another claim has left and taken the empty directory along
-        fd = os.open(key_directory(path.parent.parent, path.parent.name) / path.name, flags, 0o600)
-    try:
-        _reserve(fd, size)
-        os.pwrite(fd, header, 0)
-        libc = _libc()
-        address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
-        if address == ctypes.c_void_p(-1).value:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    finally:
-        os.close(fd)
-    memory = (_Memory * size).from_address(address)
-    # unmapped when the last view is gone, so that a late stage() can never touch freed memory
-    weakref.finalize(memory, libc.munmap, address, size).atexit = False
-    return memoryview(memory).cast("B")
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Have the blocks now: a write into mapped memory that finds no room kills the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-        return
-    block = bytes(1 << 16)  # macOS has no such call
-    for start in range(0, size, len(block)):
-        os.pwrite(fd, block[: size - start], start)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,
-    ]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc
-
-
-def _stager(view: memoryview, capacity: int, overflow: Stage) -> Stage:
-    """A function that stages bytes into one region.
-
-    Each pack is one C call under the interpreter lock, so a half changes in one step as far as
-    other threads can see.
-    """
-    turn = itertools.cycle((_HEAD, _HEAD + capacity + _TRAILER.size))
-    whole = struct.Struct(f"<{capacity}sQQQ").pack_into
-    trail = _TRAILER.pack_into
-
-    def small(seq: int, data: bytes) -> None:
-        size = len(data)
-        if size > capacity:
-            overflow(seq, data)
-        else:
-            whole(view, next(turn), data, size, seq, _hash(data, seq))
-
-    def large(seq: int, data: bytes) -> None:
-        size = len(data)
-        if size > capacity:
-            overflow(seq, data)
-        else:
-            start = next(turn)
-            view[start : start + size] = data
-            trail(view, start + capacity, size, seq, _hash(data, seq))
-
-    return small if capacity <= _ONE_PACK else large

@@ -98,7 +98,7 @@ class History:
 
 async def test_the_newer_of_two_handles_wins() -> None:
     store, history = MemoryStore(), History()
-    async with anyio.create_task_group() as tg, Runtime(store) as onlooker:
+    async with Runtime(store) as onlooker, anyio.create_task_group() as tg:
         tg.start_soon(history.watch, onlooker)
         async with Runtime(store, min_interval=0) as new_rt:
             with pytest.raises(FencedError) as left:
@@ -373,7 +373,7 @@ async def test_a_key_opened_again_at_once_adopts_the_flush_under_way() -> None:
         await cp.write(b"newest")
         async with anyio.create_task_group() as tg:
             tg.start_soon(opening.__aexit__, None, None, None)
-            await true(lambda: "k" not in rt._open)
+            await true(lambda: "k" not in rt._running.open)
             async with rt.open("k") as again:
                 assert await again.read() == b"newest"
 
@@ -436,7 +436,7 @@ async def test_no_batch_has_two_commits_of_one_key(tmp_path: Path) -> None:
             with pytest.raises(aiocheckpoint.FlushTimeoutError):
                 await first.__aexit__(None, None, None)
             opening = asyncio.create_task(second.__aenter__())
-            await true(lambda: bool(rt._writer.commits._ready))
+            await true(lambda: bool(rt._running.writer.commits._ready))
         new = await opening
         found = await new.latest()
         assert found is not None

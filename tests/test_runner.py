@@ -495,7 +495,7 @@ async def test_key_is_free_during_backoff(store: MemoryStore) -> None:
     async with Runtime(store) as rt, anyio.create_task_group() as group:
         job = Attempts(ValueError())
         group.start_soon(functools.partial(rt.run, job, key="k", retry=slow))
-        await true(lambda: bool(job.seen) and not rt._open)
+        await true(lambda: bool(job.seen) and not rt._running.open)
         found = await rt.latest("k")
         assert found is not None
         assert (found.status, found.burnt, found.payload) == ("running", 1, b"1")
@@ -739,7 +739,7 @@ async def test_claim_during_backoff_fences(store: MemoryStore, taking: str) -> N
 
         async with anyio.create_task_group() as group:
             group.start_soon(older)
-            await true(lambda: bool(job.seen) and not old._open)
+            await true(lambda: bool(job.seen) and not old._running.open)
             if taking == "claim":
                 async with new.open("k"):
                     pass
@@ -801,7 +801,7 @@ async def test_failure_is_not_lost_when_the_store_is_down(store: MemoryStore) ->
             await rt.run(job, key="k", retry=quick())
         assert failure in (caught.value.__cause__, caught.value.__context__)
         faulty.down = False
-        await true(lambda: not rt._writer.holding)
+        await true(lambda: not rt._running.writer.holding)
     assert (await stored(store)).payload == b"x"
 
 
@@ -823,7 +823,7 @@ async def test_last_failure_is_raised_when_the_store_is_down(
         assert caught.value is failure
         assert any("not stored in time" in note for note in failure.__notes__)
         faulty.down = False
-        await true(lambda: not rt._writer.holding)
+        await true(lambda: not rt._running.writer.holding)
     assert [r for r in caplog.records if r.levelno >= logging.ERROR and "'k'" in r.getMessage()]
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiocheckpoint import ClosedError
+from aiocheckpoint._region import Staged
 from aiocheckpoint._slot import Meta, Slot
-from aiocheckpoint._spool import Staged
 
 BYTES = "bytes"
 data = st.binary(max_size=5)

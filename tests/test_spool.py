@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiocheckpoint
-from aiocheckpoint import Runtime, _spool
-from aiocheckpoint._spool import SPOOL_LIMIT, Lane, Spool, Staged
+from aiocheckpoint import Runtime, _region, _spool
+from aiocheckpoint._region import SPOOL_LIMIT, Staged, boot_id
+from aiocheckpoint._spool import Lane, Spool
 
 from .children import (
     kill,
@@ -339,7 +340,7 @@ def test_the_spool_of_another_boot_is_not_used(
     url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stage_and_die(url, 5, tmp_path / "spool")
-    monkeypatch.setattr(_spool, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(_region, "boot_id", lambda: "another boot")
     assert number_of(read_back(url, spool=tmp_path / "spool")) == 0
     assert spool_files(tmp_path / "spool") == []
 
@@ -429,7 +430,8 @@ def test_a_state_is_read_whole_while_a_live_zombie_laps_the_reader(url: str, siz
 
 def test_what_a_live_writer_has_staged_is_found_every_time(tmp_path: Path) -> None:
     body = """
-        from aiocheckpoint._spool import Lane, Spool, Staged, key_directory
+        from aiocheckpoint._region import Staged
+        from aiocheckpoint._spool import Lane, Spool, key_directory
         from pathlib import Path
         lanes = []
         for size in (50, 60_000):
@@ -538,7 +540,7 @@ def _make_directory(path: Path) -> None:
 def _header(path: Path, capacity: int, boot: object = None) -> None:
     """A header that is whole, and lies."""
     data = bytearray(path.read_bytes())
-    fields = (CLAIM, boot or _spool.boot_id(), "bytes", capacity)
+    fields = (CLAIM, boot or boot_id(), "bytes", capacity)
     claim = bytes.fromhex(path.name.partition(".")[0])
     body = msgspec.msgpack.encode((claim, *fields[1:]))
     block = (data[:8] + struct.pack("<I", len(body)) + body).ljust(248, b"\0")

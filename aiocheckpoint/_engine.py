@@ -1,0 +1,102 @@
+"""The engine: what runs between a runtime's entry and its exit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from . import _io_thread, _spool
+from ._calls import bounded
+from ._held import Held
+from ._io_thread import IOThread
+from ._keys import store_name
+from ._records import Status, decode_record
+from ._slot import ALERT
+from ._stopping import Stopping
+from ._writer import Writer
+from .abc import Store
+
+_CLOSING = 10.0  # seconds past the flush's own time, to close the store
+_PAGE = 500
+
+
+class Engine:
+    """A store at work: its I/O thread, its writer, and the keys that are open.
+
+    `owned` stores are closed at the end. Methods are called on the I/O thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spool_base: Path | None,
+        stopping: Stopping,
+        *,
+        owned: bool,
+        flush_timeout: float,
+    ) -> None:
+        self.store = store
+        self.spool_base = spool_base
+        self.stopping = stopping
+        self.flush_timeout = flush_timeout
+        self.open: dict[str, object] = {}
+        """By key, who has it open. Changed on the user's side, in steps that are atomic."""
+        self._owned = owned
+        self.io = IOThread(self._finish, flush_timeout + _CLOSING)
+        self.writer: Writer
+
+    async def start(self) -> None:
+        """From the user's side: have a writer made on the I/O loop."""
+        self.writer = await _io_thread.result(self.io.call(self._make_writer()))
+
+    async def _make_writer(self) -> Writer:
+        return Writer(self.store)
+
+    async def _finish(self) -> None:
+        remaining = self.stopping.remaining
+        timeout = self.flush_timeout
+        await self.writer.finish(timeout if remaining is None else min(timeout, remaining))
+        if self.spool_base is not None:
+            _spool.leave(self.spool_base)
+        if self._owned:
+            await bounded(self.store.aclose(), "close")
+
+    def stop(self) -> None:
+        """Tell every handle, flush, and cancel what still runs when patience is over."""
+        for held in list(self.writer.holding):
+            self.stop_one(held)
+        self.stopping.cancel_naps()
+        self.io.loop.call_later(self.stopping.patience, self.stopping.cancel_all)
+
+    def stop_one(self, held: Held) -> None:
+        slot = held.slot
+        slot.stopping = True
+        slot.attention = ALERT
+        self.writer.flush(held, slot.newest_seq, slot.meta, lambda _: None)
+
+    async def delete(self, key: str) -> None:
+        """Delete a key that need not be open here."""
+        head = await bounded(self.store.load(key), "load", key)
+        if head is None:
+            return
+        # listed before the commit, like a claim's: none of them can be a later claim's
+        base = self.spool_base
+        regions = [] if base is None else _spool.regions(base / store_name(key))
+        await self.writer.commits.delete(key, head.version)
+        _spool.discard(regions)
+
+    async def pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
+        """The keys, some at a time."""
+        page: list[str] = []
+        async for key in self.store.keys(prefix):
+            if status is None or await self._status(key) == status:
+                page.append(key)
+            if len(page) == _PAGE:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    async def _status(self, key: str) -> Status | None:
+        head = await bounded(self.store.load(key), "load", key)
+        return None if head is None else decode_record(key, head.record)[0].status
