@@ -126,12 +126,12 @@ def key_directory(base: Path, name: str) -> Path:
         OSError: it cannot be made, or is a link or another user's.
     """
     directory = base / name
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:  # the first key, or the last one has left and taken the base along
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
     for path in (base, directory):
-        try:
-            path.mkdir(mode=0o700, parents=path is base, exist_ok=True)
-        except FileNotFoundError:  # another runtime has left and taken the empty base along
-            base.mkdir(mode=0o700, exist_ok=True)
-            path.mkdir(mode=0o700, exist_ok=True)
         info = path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise PermissionError(f"{path} is not a directory of this user")
