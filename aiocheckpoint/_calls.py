@@ -7,7 +7,7 @@ import io
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from ._errors import CheckpointError, StoreError, StoreUnavailableError
+from ._errors import StoreError, StoreUnavailableError
 from .abc import Store
 
 T = TypeVar("T")
@@ -23,16 +23,18 @@ async def bounded(call: Awaitable[T], op: str, key: str | None = None, size: int
     Raises:
         StoreUnavailableError: it failed in a way that may pass, or took too long.
         StoreError: it failed for good, or with an error that no store should raise.
-        FileNotFoundError: there is no such blob.
+        FileNotFoundError: there is no such blob (of `open_blob` only).
     """
     try:
         async with asyncio.timeout(OP_TIMEOUT + size / _SLOWEST):
             return await call
-    except (CheckpointError, FileNotFoundError):
+    except StoreError:
         raise
     except TimeoutError as exc:
         raise StoreUnavailableError("no answer in time", op=op, key=key) from exc
     except Exception as exc:
+        if op == "open_blob" and isinstance(exc, FileNotFoundError):
+            raise
         raise StoreError(f"unexpected {type(exc).__name__}: {exc}", op=op, key=key) from exc
 
 

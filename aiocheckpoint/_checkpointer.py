@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from threading import get_ident
 from typing import Generic, TypeVar, overload
@@ -13,7 +14,7 @@ from . import _io_thread
 from ._codecs import Coder
 from ._errors import CheckpointError, ClosedError, FencedError, StoppedError
 from ._heads import read_head
-from ._held import Held, departing, report
+from ._held import Held, report
 from ._io_thread import IOThread
 from ._records import Checkpoint, Statistics
 from ._slot import ALERT, IDLE
@@ -21,6 +22,8 @@ from ._writer import Writer, into
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+_STARVED, _BREATH = 0.03, 0.0002  # seconds
 
 
 class Checkpointer(Generic[T]):
@@ -40,7 +43,8 @@ class Checkpointer(Generic[T]):
         self._coder = coder
         self._flush_timeout = flush_timeout
         self._thread = get_ident()
-        self._deleted = False
+        self._breathed = 0.0
+        self._unheard_since = 0.0
         self._stops = False
         """True for an attempt of the runner, which a stop ends at its next write."""
 
@@ -96,7 +100,11 @@ class Checkpointer(Generic[T]):
         """
         slot = self._slot
         if type(state) is slot.raw:  # plain bytes, the hot path: no call that can be spared
-            seq = next(slot.seqs)
+            try:
+                seq = next(slot.seqs)
+            except StopIteration:
+                slot.refill(self._breathe())
+                seq = next(slot.numbers)
             if slot.stage is not None:
                 slot.stage(seq, state)  # type: ignore[arg-type]
             slot.state = state  # type: ignore[assignment]
@@ -104,6 +112,7 @@ class Checkpointer(Generic[T]):
         else:
             slot.check_open()
             seq = slot.put(*self._coder.encode(state))
+            self._breathe()
         if slot.attention is not slot.seen:
             await self._attend()
         return seq
@@ -123,6 +132,18 @@ class Checkpointer(Generic[T]):
             raise error.with_traceback(None)
         return seq
 
+    def _breathe(self) -> float:
+        """Give the interpreter away for a moment if the I/O thread has long waited for it. The time.
+
+        A loop that computes and yields in turn lets go of it only for microseconds, and each time
+        makes the thread's 5 ms of patience begin anew: without this it may wait for seconds.
+        """
+        now = time.monotonic()
+        if now - max(self._writer.beat, self._breathed) > _STARVED and not self._slot.idle:
+            time.sleep(_BREATH)
+            self._breathed = now
+        return now
+
     async def _attend(self) -> None:
         slot = self._slot
         slot.check_open()  # the runtime may have ended in the midst of this write
@@ -138,6 +159,14 @@ class Checkpointer(Generic[T]):
         error = slot.error  # as it was before this state; a success would clear it
         if slot.idle:
             self._io.post(self._writer.woken, self._held)
+            now = time.monotonic()
+            if not self._unheard_since:
+                self._unheard_since = now
+            elif now - self._unheard_since > _STARVED:
+                self._unheard_since = now
+                time.sleep(_BREATH)  # noqa: ASYNC251 - as in _breathe()
+        else:
+            self._unheard_since = 0.0
         await anyio.lowlevel.checkpoint()  # first, so that who swallows errors can be cancelled
         if error is not None:
             raise error.with_traceback(None)
@@ -195,7 +224,6 @@ class Checkpointer(Generic[T]):
         """
         self._slot.check_open()
         await _io_thread.result(self._io.call(self._writer.delete(self._held)))
-        self._deleted = True
 
     def statistics(self) -> Statistics:
         """Counts since the key was opened. Never waits."""
@@ -203,19 +231,16 @@ class Checkpointer(Generic[T]):
 
     # Leaving.
 
-    async def _leave(self, exc: BaseException | None, within: float | None = None) -> None:
+    async def _leave(self, exc: BaseException | None, timeout: float) -> None:
         """Close, and wait until all is stored; `exc` is what the body ends with."""
-        if self._deleted:
-            return
         held, slot = self._held, self._slot
+        if held.deleted:
+            return
         slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
         leaving: Future[None] = Future()
         held.leaving = leaving
-        place = self._writer.store.identity, slot.key
-        departing[place] = held
         self._io.owe(leaving)
         try:
-            timeout = self._flush_timeout if within is None else min(within, self._flush_timeout)
             self._io.post(self._writer.leave, held, timeout)
         except ClosedError as closed:
             leaving.set_exception(closed)
@@ -241,7 +266,6 @@ class Checkpointer(Generic[T]):
         error = leaving.exception()
         if isinstance(error, ClosedError):  # the runtime had ended, and flushed what it could
             held, slot = self._held, self._slot
-            departing.pop((self._writer.store.identity, slot.key), None)
             return (slot.error or held.timed_out()) if slot.dirty else None
         return error
 

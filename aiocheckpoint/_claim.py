@@ -15,7 +15,7 @@ import msgspec
 
 from . import _spool
 from ._calls import OP_TIMEOUT, bounded
-from ._errors import ClosedError, ConflictError, StoreUnavailableError
+from ._errors import ClosedError, ConflictError, StoreError, StoreUnavailableError
 from ._heads import Found, read_head
 from ._held import Held, departing, ended
 from ._keys import store_name
@@ -65,7 +65,7 @@ async def claim(
     until = time.monotonic() + OP_TIMEOUT
     wait = 0.05
     told = False
-    record: Record | None = None
+    tried: dict[bytes, Record] = {}
     while True:
         try:
             found = await read_head(store, key)
@@ -73,16 +73,18 @@ async def claim(
             # succeeded, no claim newer than the one we found can have made any of them.
             blobs = await bounded(store.list_blobs(key), "list_blobs", key)
             regions = [] if directory is None else _spool.regions(directory)
-            if record is not None and found is not None and found.record.claim == record.claim:
+            ours = None if found is None else tried.get(found.record.claim)
+            if ours is not None:
                 # An answer was lost. What is read back may be on its way to the disk yet: the
                 # claim holds, but it counts only when it has been committed once more.
-                record = msgspec.structs.replace(record, commit=record.commit + 1)
+                record = msgspec.structs.replace(ours, commit=ours.commit + 1)
             else:
                 plan = decide(None if found is None else found.record)
                 state, origin, promoted = _newest(found, regions, before, plan)
                 record = _next(key, found, state, origin, plan, carried=not promoted)
             data = b"" if state is None else state.data
-            record, frame = await writer.commits.put_blobs(record, data, keep)
+            record, frame = await writer.commits.put_blobs(record, data)
+            tried[record.claim] = record
             expect = None if found is None else found.version
             version = await writer.commits.outcome(Put(key, expect, frame))
             break
@@ -106,6 +108,8 @@ async def claim(
         record.attempt,
         record.seq,
     )
+    if keep > 1:
+        await _put_generation(writer, record, frame)
     _spool.discard(regions)
     if writer.finishing:
         raise ClosedError("the runtime was closed while the key was being claimed")
@@ -183,6 +187,14 @@ def _next(
         created=time.time(),
         blob=old.blob if carried and old is not None and state is not None else None,
     )
+
+
+async def _put_generation(writer: Writer, record: Record, frame: bytes) -> None:
+    """Only now that the claim is the head: a claim that lost must not stand in for a winner."""
+    try:
+        await writer.commits.put_generation(record, frame)
+    except StoreError as exc:
+        _log.info("no generation of the claim of %r: %s", record.key, exc)
 
 
 def _make_spool(directory: Path, me: bytes) -> Spool | None:

@@ -119,7 +119,7 @@ class Commits:
             sender.settle(outcome)
         self.pump()
 
-    async def put_blobs(self, record: Record, data: bytes, keep: int) -> tuple[Record, bytes]:
+    async def put_blobs(self, record: Record, data: bytes) -> tuple[Record, bytes]:
         """Store what must be durable before the head; the header that names it, and its frame."""
         key = record.key
         if len(data) > INLINE_LIMIT:
@@ -130,11 +130,12 @@ class Commits:
                 blob = Blob(name, len(data), await asyncio.to_thread(digest, data))
                 record = msgspec.structs.replace(record, blob=blob)
             data = b""
-        frame = encode_record(record, data)
-        if keep > 1:
-            put = self.store.put_blob(key, generation_name(record), frame)
-            await bounded(put, "put_blob", key, size=len(frame))
-        return record, frame
+        return record, encode_record(record, data)
+
+    async def put_generation(self, record: Record, frame: bytes) -> None:
+        """Store a copy of a record, to stand in for a damaged head."""
+        put = self.store.put_blob(record.key, generation_name(record), frame)
+        await bounded(put, "put_blob", record.key, size=len(frame))
 
     def collect(self, key: str, names: list[str]) -> None:
         """Delete blobs that nothing names any more, in the background."""
@@ -159,10 +160,12 @@ class Commits:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def finish(self, *, cancel: bool) -> None:
-        """Wait for all that is under way, or cut it short."""
-        if cancel:
-            for task in self._tasks:
-                task.cancel()
-        while self._tasks:
+    async def finish(self, timeout: float) -> None:
+        """Give what is under way, and nobody waits for, that many seconds; then cut it short."""
+        until = self._loop.time() + timeout
+        while self._tasks and (left := until - self._loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
             await asyncio.wait(self._tasks)

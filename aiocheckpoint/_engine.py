@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from . import _io_thread, _spool
 from ._calls import bounded
+from ._errors import KeyInUseError
 from ._held import Held
 from ._io_thread import IOThread
 from ._keys import store_name
@@ -18,6 +21,7 @@ from .abc import Store
 
 _CLOSING = 10.0  # seconds past the flush's own time, to close the store
 _PAGE = 500
+_log = logging.getLogger("aiocheckpoint")
 
 
 class Engine:
@@ -42,24 +46,42 @@ class Engine:
         self.open: dict[str, object] = {}
         """By key, who has it open. Changed on the user's side, in steps that are atomic."""
         self._owned = owned
-        self.io = IOThread(self._finish, flush_timeout + _CLOSING)
         self.writer: Writer
+        self.io = IOThread(self._finish, flush_timeout + _CLOSING)
+
+    def reserve(self, key: str, owner: object) -> None:
+        """From the user's side: have a key for `owner` alone in this runtime.
+
+        Raises:
+            KeyInUseError: another has it.
+        """
+        if self.open.setdefault(key, owner) is not owner:
+            raise KeyInUseError(
+                f"{key!r} is open in this runtime: share its checkpointer, or leave it first"
+            )
+
+    def release(self, key: str, owner: object) -> None:
+        """From the user's side: let others have the key, if it is the owner's."""
+        if self.open.get(key) is owner:
+            del self.open[key]
 
     async def start(self) -> None:
         """From the user's side: have a writer made on the I/O loop."""
-        self.writer = await _io_thread.result(self.io.call(self._make_writer()))
+        await _io_thread.result(self.io.call(self._make_writer()))
 
-    async def _make_writer(self) -> Writer:
-        return Writer(self.store)
+    async def _make_writer(self) -> None:
+        self.writer = Writer(self.store)
 
     async def _finish(self) -> None:
-        remaining = self.stopping.remaining
-        timeout = self.flush_timeout
-        await self.writer.finish(timeout if remaining is None else min(timeout, remaining))
+        await self.writer.finish(self.stopping.flush_time(self.flush_timeout))
         if self.spool_base is not None:
             _spool.leave(self.spool_base)
         if self._owned:
-            await bounded(self.store.aclose(), "close")
+            try:
+                async with asyncio.timeout(_CLOSING / 2):
+                    await self.store.aclose()
+            except TimeoutError:
+                _log.warning("%s did not close in time: a call to it hangs", self.store.identity)
 
     def stop(self) -> None:
         """Tell every handle, flush, and cancel what still runs when patience is over."""

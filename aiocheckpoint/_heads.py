@@ -41,7 +41,9 @@ def generation_name(record: Record) -> str:
 
 
 def state_name(record: Record) -> str:
-    return f"{STATE}{record.origin.hex()}-{record.seq}"
+    """Never used twice: named by who puts it, not by who staged the state. Another claim may be
+    about to delete what a claim before it has put of the same state."""
+    return f"{STATE}{record.claim.hex()}-{record.commit}-{record.seq}"
 
 
 def digest(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -78,14 +79,16 @@ class Held:
         """True while somebody waits: the interval between commits does not count."""
         self.next_at = 0.0
         """The loop's time before which no commit begins, unless it is urgent."""
-        self.awaited = False
-        """True iff the writer's calendar has an entry for it."""
+        self.awaited: float | None = None
+        """The time of its entry in the writer's calendar, if there is one."""
         self.failures = 0
         self.waiters: list[Waiter] = []
         self.leaving: Future[None] | None = None
         """Set once the handle is closed; done when all is stored, or its time is over."""
         self.left = False
         """True once the writer has been told of it; an interrupt may have come between."""
+        self.deleted = False
+        """True once the key was deleted through this handle."""
         self.blobs: list[tuple[frozenset[str], bool]] = []
         """Blobs named by each record put, oldest first, and whether its commit succeeded."""
         self.commits = 0
@@ -102,6 +105,12 @@ class Held:
     @property
     def fenced(self) -> bool:
         return isinstance(self.slot.error, FencedError)
+
+    def covers(self, waiter: Waiter) -> bool:
+        """True if what the waiter waits for is stored, or was deleted on purpose."""
+        slot = self.slot
+        stored = slot.stored >= waiter.seq and slot.stored_meta.version >= waiter.meta.version
+        return stored or self.deleted
 
     def next_record(self, staged: Staged | None, meta: Meta) -> Record:
         """The header of the next commit. (claim, commit) is never used twice."""
@@ -196,9 +205,15 @@ departing: dict[tuple[str, str], Held] = {}
 """By store identity and key: what this process has closed and perhaps not yet stored."""
 
 
+if hasattr(os, "register_at_fork"):  # what a parent's threads store, no child can wait for
+    os.register_at_fork(after_in_child=departing.clear)
+
+
 async def ended(*futures: Future[None]) -> None:
     """Wait on the I/O loop, also for futures of another runtime's; their errors are not ours."""
-    await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    # shielded: who gives up waiting must not cancel what others wait for as well
+    waits = [asyncio.shield(asyncio.wrap_future(future)) for future in futures]
+    await asyncio.gather(*waits, return_exceptions=True)
 
 
 def lightened(error: E) -> E:

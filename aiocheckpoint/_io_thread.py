@@ -51,6 +51,8 @@ class IOThread:
         self._thread = threading.Thread(target=self._run, name="aiocheckpoint-io", daemon=True)
         self._thread.start()
         self._ready.wait()
+        if self._ended.done() and not hasattr(self, "loop"):
+            raise OSError("no event loop can be made: see whether `ulimit -n` is too low")
         _threads.add(self)
 
     @property
@@ -131,9 +133,12 @@ class IOThread:
         try:
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(self._main())
+        except OSError:
+            if hasattr(self, "loop"):
+                raise
         finally:
-            self._ready.set()
             self._ended.set_result(None)
+            self._ready.set()
             self._fail_owed()
 
     def _fail_owed(self) -> None:

@@ -13,7 +13,7 @@ from ._checkpointer import Checkpointer
 from ._claim import Decide, claim
 from ._codecs import Coder
 from ._engine import Engine
-from ._errors import ClosedError, KeyInUseError
+from ._errors import ClosedError
 from ._held import Held
 
 T = TypeVar("T")
@@ -32,7 +32,9 @@ class Opening(Generic[T]):
         keep: int,
         min_interval: float | None,
         flush_timeout: float,
+        reserve: bool = True,
     ) -> None:
+        """`reserve`: whether the key must still be free; a run has reserved it for itself."""
         self._engine = engine
         self._key = key
         self._coder = coder
@@ -40,18 +42,21 @@ class Opening(Generic[T]):
         self._keep = keep
         self._min_interval = min_interval
         self._flush_timeout = flush_timeout
+        self._reserve = reserve
+        self._entered = False
         self._cp: Checkpointer[T] | None = None
 
     async def __aenter__(self) -> Checkpointer[T]:
         engine, key = self._engine(), self._key
-        if engine.open.setdefault(key, self) is not self or self._cp is not None:
-            raise KeyInUseError(
-                f"{key!r} is open in this runtime: share its checkpointer, or leave it first"
-            )
+        if self._entered:
+            raise ClosedError("what open() gives is entered once: call open() again")
+        if self._reserve:
+            engine.reserve(key, self)
+        self._entered = True
         try:
             held = await self._claim(engine)
         except BaseException:
-            del engine.open[key]
+            engine.release(key, self)
             raise
         self._cp = Checkpointer(held, engine.writer, engine.io, self._coder, self._flush_timeout)
         if engine.stopping.requested:
@@ -106,5 +111,5 @@ class Opening(Generic[T]):
     ) -> None:
         assert self._cp is not None
         engine = self._engine()
-        engine.open.pop(self._key, None)
-        await self._cp._leave(exc, engine.stopping.remaining)
+        engine.release(self._key, self)
+        await self._cp._leave(exc, engine.stopping.flush_time(self._flush_timeout))

@@ -6,7 +6,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
@@ -134,8 +134,17 @@ class Run(Generic[T, *Args, R]):
                 if not isinstance(awaitable, Awaitable):
                     raise TypeError(f"{self._task!r} gave no awaitable: make its function async")
                 return cast(R, await awaitable)
+        except BaseException as exc:
+            # closed, not failed: the scope could not be left, as its loop is gone
+            cause: BaseException | None = exc
+            while cause is not None and not isinstance(cause, GeneratorExit):
+                cause = cause.__context__ if isinstance(exc, RuntimeError) else None
+            if cause is not None:
+                raise cause from None
+            raise
         finally:
-            _current.reset(token)
+            with suppress(ValueError):  # closed from elsewhere: that context is gone too
+                _current.reset(token)
         if self._stopping.requested:
             raise StoppedError(f"the runtime is stopping; {self.key!r} was cancelled")
         raise AttemptTimeoutError(
@@ -221,7 +230,8 @@ def plain_open(record: Record | None) -> Plan:
 
 def _amend(cp: Checkpointer[T], **changes: Any) -> None:
     """What the attempt's final flush is to say of the run."""
-    cp._slot.meta = msgspec.structs.replace(cp._slot.meta, **changes)
+    meta = cp._slot.meta
+    cp._slot.meta = msgspec.structs.replace(meta, version=meta.version + 1, **changes)
 
 
 def _has_stopped(exc: BaseException | None, stopping: bool) -> bool:

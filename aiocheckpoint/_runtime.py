@@ -209,7 +209,12 @@ class Runtime:
             The last attempt's exception, with a note, when no retry is left.
         """
         run = Run(as_task(fn, key, retry), args, fresh=fresh, stopping=self._stopping)
-        return await run.result(self._opening)
+        engine = self._running
+        engine.reserve(run.key, run)
+        try:
+            return await run.result(self._opening)
+        finally:
+            engine.release(run.key, run)
 
     async def latest(self, key: str) -> Checkpoint | None:
         """The stored record of a key, undecoded, or None. Claims nothing."""
@@ -291,6 +296,7 @@ class Runtime:
             keep=self._keep,
             min_interval=self._min_interval,
             flush_timeout=self._flush_timeout,
+            reserve=False,
         )
 
     def _on_signal(self, number: int) -> None:

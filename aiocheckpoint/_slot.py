@@ -15,6 +15,8 @@ from ._records import Status
 from ._region import Stage, Staged
 from ._spool import Lane, Spool
 
+_LOOK_EVERY, _PORTION = 0.005, 1024
+
 
 class Attention:
     """A reason why the next `write()` should do more than stage: any that it has not seen."""
@@ -32,6 +34,8 @@ class Meta(msgspec.Struct, frozen=True, gc=False):
     status: Status = "running"
     result: bytes | None = None
     result_codec: str = ""
+    version: int = 0
+    """Counts the replacements."""
 
 
 class Slot:
@@ -49,6 +53,8 @@ class Slot:
         "_foreign_lock",
         "_lane",
         "_plain",
+        "_portion",
+        "_portioned_at",
         "attention",
         "closed",
         "error",
@@ -56,6 +62,7 @@ class Slot:
         "idle",
         "key",
         "meta",
+        "numbers",
         "raw",
         "seen",
         "seq",
@@ -76,7 +83,11 @@ class Slot:
         """The seq that the claim carried on; only higher ones are this claim's own."""
         # written by the user's side; `seq` after `state`, so that a state is never newer than
         # the number it is read under suggests
-        self.seqs = itertools.count(self.first + 1)
+        self.numbers = itertools.count(self.first + 1)
+        self.seqs = itertools.islice(self.numbers, 1)
+        """The next few numbers: as many as `write()` may take before it looks at the clock."""
+        self._portion = 1
+        self._portioned_at = 0.0
         self.seq = self.first
         self.state: bytes | Staged | None = state
         self.raw: type[bytes] | None = None
@@ -104,10 +115,17 @@ class Slot:
         self.stored_meta = meta
         _slots.add(self)
 
+    def refill(self, now: float) -> None:
+        """Portion the numbers so that the next portion ends some 5 ms from now."""
+        elapsed = max(now - self._portioned_at, 1e-6)
+        self._portion = max(1, min(_PORTION, int(self._portion * _LOOK_EVERY / elapsed)))
+        self._portioned_at = now
+        self.seqs = itertools.islice(self.numbers, self._portion)
+
     def put(self, data: bytes, codec: str) -> int:
         """Stage from the owning loop's thread, whatever the codec. The slow way."""
         self.check_open()
-        staged = Staged(next(self.seqs), data, codec)
+        staged = Staged(next(self.numbers), data, codec)
         if self._lane is not None:
             self._lane.stage(staged)
         self.state = data if codec == BYTES else staged
@@ -120,7 +138,7 @@ class Slot:
         """Stage from any thread. The lock is reentrant: a signal handler may interrupt a put."""
         with self._foreign_lock:
             self.check_open()
-            staged = Staged(next(self.seqs), data, codec)
+            staged = Staged(next(self.numbers), data, codec)
             if self.spool is not None:
                 if self._foreign_lane is None:
                     self._foreign_lane = Lane(self.spool, self._overflow)
@@ -182,6 +200,11 @@ class Slot:
             self.closed = reason
             self.raw = None  # not `stage`, which a write() may just have looked at
         self.attention = ALERT
+
+    def release(self) -> None:
+        """All is stored and nobody reads any more: let go of the state."""
+        self.state = None
+        self._foreign.clear()
 
     def forked(self) -> None:
         """In a forked child: let go of the parent's regions and of a lock it may have held."""

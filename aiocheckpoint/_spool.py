@@ -11,12 +11,14 @@ import os
 import re
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 from ._codecs import BYTES
 from ._region import SPOOL_LIMIT, Region, Stage, Staged, make_region, read_region
 
 _NAME = re.compile(r"[0-9a-f]{32}\.[0-9]+")
+_RETRY_AFTER = 1.0  # seconds until a disk that was full is tried again
 _log = logging.getLogger("aiocheckpoint")
 
 
@@ -47,7 +49,8 @@ class Spool:
 
     def drop(self, region: Region) -> None:
         """Forget a region that another has replaced."""
-        self._paths.remove(region.path)
+        if region.path in self._paths:
+            self._paths.remove(region.path)
         _remove(region.path)
 
     def remove(self) -> None:
@@ -64,6 +67,7 @@ class Lane:
         self._spool = spool
         self._overflow = overflow
         self._too_large = SPOOL_LIMIT + 1
+        self._again_at = 0.0
         self.region: Region | None = None
 
     def reserve(self) -> None:
@@ -94,11 +98,16 @@ class Lane:
         )
 
     def _allocate(self, codec: str, size: int) -> Region | None:
-        if size >= self._too_large:
+        if size > SPOOL_LIMIT:
+            return None
+        if size >= self._too_large and time.monotonic() < self._again_at:
             return None
         region = self._spool.allocate(codec, size, self._overflow)
         if region is None:
             self._too_large = size
+            self._again_at = time.monotonic() + _RETRY_AFTER
+        else:
+            self._too_large = SPOOL_LIMIT + 1
         return region
 
 

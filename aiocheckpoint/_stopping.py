@@ -29,14 +29,20 @@ class Stopping:
         return self._until is not None
 
     @property
-    def remaining(self) -> float | None:
-        """Seconds of grace that are left, or None if no stop was asked for."""
-        return None if self._until is None else max(0.0, self._until - time.monotonic())
-
-    @property
     def patience(self) -> float:
         """Seconds from the request until attempts are cancelled: the rest is for their flush."""
-        return self._grace - min(_FLUSH_MOST, self._grace * _FLUSH_SHARE)
+        return self._grace - self._flush_share
+
+    @property
+    def _flush_share(self) -> float:
+        return min(_FLUSH_MOST, self._grace * _FLUSH_SHARE)
+
+    def flush_time(self, timeout: float) -> float:
+        """Seconds that a flush may take which would otherwise have `timeout`. Who comes late, as
+        a block that would not end, still has the flush's share: nobody has killed us so far."""
+        if self._until is None:
+            return timeout
+        return min(timeout, max(self._until - time.monotonic(), self._flush_share))
 
     def request(self) -> bool:
         """Begin, unless it has begun. Safe in signal handlers."""

@@ -30,9 +30,10 @@ from ._records import INLINE_LIMIT, Record, decode_record, encode_record
 from ._slot import ALERT, IDLE, Attention, Meta, Slot
 from .abc import Put, Store
 
-_TICK = 0.005
-"""Seconds between two looks at the active slots; with the wait for the interpreter lock of a
-computing thread (5 ms) it makes a tight loop yield about every 10 ms."""
+_TICK = 0.008
+"""Seconds between two calls to yield: a tight loop hears them about every 10 ms, as the I/O thread
+waits up to 5 ms for the interpreter lock of a computing thread. Each costs the loop some 50 µs."""
+_TIDYING = 2.0  # seconds that the end gives to what nobody waits for
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 
 _log = logging.getLogger("aiocheckpoint")
@@ -54,6 +55,8 @@ class Writer:
         self.yielding: deque[Slot] = deque()
         """Slots whose `write()` has seen the last call to yield; appended to by any thread."""
         self._call = Attention()
+        self.beat = 0.0
+        """When the last tick was, by `time.monotonic`, while any slot is not idle."""
         self._active = 0  # slots that are not idle
         self._calendar: list[tuple[float, int, Held]] = []
         self._order = itertools.count()
@@ -76,26 +79,30 @@ class Writer:
             self._look_at(held)
             if not self._ticking:
                 self._ticking = True
+                self.beat = time.monotonic()
                 self._loop.call_later(_TICK, self._tick)
         self._advance(held)
 
     def _look_at(self, held: Held) -> None:
         """See to an active slot again when its time has come, unless it is busy then."""
-        if not held.awaited:
-            held.awaited = True
+        if held.awaited is None or held.next_at < held.awaited:
+            held.awaited = held.next_at
             heapq.heappush(self._calendar, (held.next_at, next(self._order), held))
 
     def _tick(self) -> None:
         """Let the tasks of active slots yield; commit or rest the slots whose time has come."""
         self._call = Attention()
+        self.beat = time.monotonic()
         for _ in range(len(self.yielding)):
             slot = self.yielding.popleft()
             if slot.attention is not ALERT and not slot.idle:
                 slot.attention = self._call
         now = self._loop.time()
         while self._calendar and self._calendar[0][0] <= now:
-            _, _, held = heapq.heappop(self._calendar)
-            held.awaited = False
+            when, _, held = heapq.heappop(self._calendar)
+            if when != held.awaited:
+                continue  # an earlier entry has taken its place
+            held.awaited = None
             if held.busy or held.slot.idle:
                 continue  # busy ones are looked at when their commit has ended
             if now < held.next_at:
@@ -123,7 +130,9 @@ class Writer:
 
     def _advance(self, held: Held) -> None:
         """Commit now, if there is something to commit and nothing speaks against it."""
-        if held.busy or held.due or not held.slot.dirty or held not in self.holding:
+        if held.busy or held.due or held.deleted or not held.slot.dirty:
+            return
+        if held not in self.holding:
             return
         if self._loop.time() >= held.next_at or (held.urgent and not held.failures):
             held.due = True
@@ -139,7 +148,9 @@ class Writer:
         while self._due:
             held = self._due.popleft()
             held.due = False
-            if held in self.holding and (commit := self._compose(held)):
+            if held.busy or held not in self.holding:
+                continue
+            if commit := self._compose(held):
                 return commit
         return None
 
@@ -159,7 +170,9 @@ class Writer:
 
     async def _with_blobs(self, held: Held, record: Record, data: bytes) -> None:
         try:
-            record, frame = await self.commits.put_blobs(record, data, held.keep)
+            record, frame = await self.commits.put_blobs(record, data)
+            if held.keep > 1:
+                await self.commits.put_generation(record, frame)
         except StoreError as exc:
             held.settle(exc)
             return
@@ -198,10 +211,9 @@ class Writer:
         self._advance(held)
 
     def _tell(self, held: Held) -> None:
-        slot = held.slot
         waiters, held.waiters = held.waiters, []
         for waiter in waiters:
-            if waiter.seq <= slot.stored and waiter.meta is slot.stored_meta:
+            if held.covers(waiter):
                 waiter.ended(None)
             else:
                 held.waiters.append(waiter)
@@ -282,15 +294,15 @@ class Writer:
 
     def flush(self, held: Held, seq: int, meta: Meta, ended: Ended) -> None:
         """Call `ended` once this much is stored, with None, or with the error that prevents it."""
-        slot = held.slot
+        waiter = Waiter(seq, meta, ended)
         if held.fenced:
-            ended(slot.error)
-        elif slot.stored >= seq and slot.stored_meta is meta:
+            ended(held.slot.error)
+        elif held.covers(waiter):
             ended(None)
         elif held not in self.holding:
             ended(held.timed_out())
         else:
-            held.waiters.append(Waiter(seq, meta, ended))
+            held.waiters.append(waiter)
             held.urgent = True
             held.next_at = min(held.next_at, self._loop.time())
             self.woken(held)
@@ -321,6 +333,7 @@ class Writer:
         leaving = held.leaving
         assert leaving is not None
         held.left = True
+        departing[self.store.identity, held.slot.key] = held
 
         def late() -> None:
             held.last_error = held.timed_out()
@@ -335,13 +348,20 @@ class Writer:
         self.flush(held, held.slot.newest_seq, held.slot.meta, over)
 
     def _let_go(self, held: Held, *, keep_spool: bool) -> None:
+        """Have no more to do with it. Whoever still waits is told."""
+        slot = held.slot
         self.holding.discard(held)
-        self._outages.forget(held.slot.key)
-        self._idle(held.slot)
-        if departing.get(place := (self.store.identity, held.slot.key)) is held:
+        self._outages.forget(slot.key)
+        self._idle(slot)
+        if departing.get(place := (self.store.identity, slot.key)) is held:
             del departing[place]
-        if held.slot.spool is not None and not keep_spool:
-            self._loop.call_soon(held.slot.spool.remove)
+        waiters, held.waiters = held.waiters, []
+        for waiter in waiters:
+            waiter.ended(None if held.covers(waiter) else slot.error or held.timed_out())
+        if slot.spool is not None and not keep_spool:
+            self._loop.call_soon(slot.spool.remove)
+        if held.left and not slot.dirty:
+            slot.release()
 
     async def delete(self, held: Held) -> None:
         """Delete a key that we hold. Waits for the commit under way, which names the version."""
@@ -353,6 +373,7 @@ class Writer:
         held.busy = True
         try:
             await self.commits.delete(slot.key, held.version)
+            held.deleted = True
         except ConflictError:
             await self._reconcile(held)
             raise slot.error or StoreUnavailableError(
@@ -360,6 +381,7 @@ class Writer:
             ) from None
         finally:
             held.busy = False
+            self._advance(held)
         self._outages.over(slot.key)
         slot.close(ClosedError(f"{slot.key!r} was deleted through this handle: open it again"))
         self._let_go(held, keep_spool=False)
@@ -377,12 +399,9 @@ class Writer:
                 self.leave(held, timeout)
         await ended(*(held.leaving for held in self.holding if held.leaving))
         unstored = list(self.holding)
-        await self.commits.finish(cancel=bool(unstored))
+        await self.commits.finish(0.0 if unstored else _TIDYING)
         for held in unstored:
             self._let_go(held, keep_spool=True)
-            waiters, held.waiters = held.waiters, []
-            for waiter in waiters:
-                waiter.ended(held.timed_out())
 
 
 def _set(future: Future[None], error: BaseException | None) -> None:

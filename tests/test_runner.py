@@ -495,7 +495,7 @@ async def test_key_is_free_during_backoff(store: MemoryStore) -> None:
     async with Runtime(store) as rt, anyio.create_task_group() as group:
         job = Attempts(ValueError())
         group.start_soon(functools.partial(rt.run, job, key="k", retry=slow))
-        await true(lambda: bool(job.seen) and not rt._running.open)
+        await true(lambda: bool(job.seen) and not rt._running.writer.holding)
         found = await rt.latest("k")
         assert found is not None
         assert (found.status, found.burnt, found.payload) == ("running", 1, b"1")
@@ -739,7 +739,7 @@ async def test_claim_during_backoff_fences(store: MemoryStore, taking: str) -> N
 
         async with anyio.create_task_group() as group:
             group.start_soon(older)
-            await true(lambda: bool(job.seen) and not old._running.open)
+            await true(lambda: bool(job.seen) and not old._running.writer.holding)
             if taking == "claim":
                 async with new.open("k"):
                     pass

@@ -282,7 +282,7 @@ async def test_stop_ends_backoff_at_once(store: MemoryStore) -> None:
 
         async def stopping() -> None:
             await failed.wait()
-            await true(lambda: not rt._running.open)
+            await true(lambda: not rt._running.writer.holding)
             rt.stop()
 
         async with anyio.create_task_group() as group:
