@@ -133,10 +133,11 @@ class Checkpointer(Generic[T]):
         return seq
 
     def _breathe(self) -> float:
-        """Give the interpreter away for a moment if the I/O thread has long waited for it. The time.
+        """Give the interpreter away for a moment if the I/O thread has long waited for it.
 
         A loop that computes and yields in turn lets go of it only for microseconds, and each time
         makes the thread's 5 ms of patience begin anew: without this it may wait for seconds.
+        Returns the time, by `time.monotonic`.
         """
         now = time.monotonic()
         if now - max(self._writer.beat, self._breathed) > _STARVED and not self._slot.idle:

@@ -12,6 +12,7 @@ from ._io_thread import caller
 
 _FLUSH_SHARE = 0.2
 _FLUSH_MOST = 5.0
+_LATE = 5.0
 
 
 class Stopping:
@@ -38,11 +39,12 @@ class Stopping:
         return min(_FLUSH_MOST, self._grace * _FLUSH_SHARE)
 
     def flush_time(self, timeout: float) -> float:
-        """Seconds that a flush may take which would otherwise have `timeout`. Who comes late, as
-        a block that would not end, still has the flush's share: nobody has killed us so far."""
+        """Seconds that a flush may take which would otherwise have `timeout`. A block that ends
+        only after the grace still has some: nobody has killed us so far."""
         if self._until is None:
             return timeout
-        return min(timeout, max(self._until - time.monotonic(), self._flush_share))
+        remaining = self._until - time.monotonic()
+        return min(timeout, max(remaining, self._flush_share if remaining > 0 else _LATE))
 
     def request(self) -> bool:
         """Begin, unless it has begun. Safe in signal handlers."""

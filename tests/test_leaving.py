@@ -24,7 +24,6 @@ from aiocheckpoint.testing import FaultyStore, SlowStore
 from .support import (
     Script,
     files,
-    happened,
     io_threads_end,
     on_asyncio,
     poll,
@@ -212,14 +211,15 @@ async def test_native_cancels_store_the_last_state(place: Place, times: int) -> 
 @on_asyncio
 async def test_native_cancel_of_a_block_that_is_returning(place: Place) -> None:
     """A task cancelled twice while its exit waits for the store ends Cancelled, all stored."""
-    begun = place.faulty.commit_begun(2)  # the first is the claim
+    returning = anyio.Event()
 
     async def work() -> None:
         async with place.open() as cp:
             await place.stage(cp)
+            returning.set()
 
     task = asyncio.create_task(work())
-    await happened(begun)
+    await returning.wait()
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()

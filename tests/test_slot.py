@@ -30,7 +30,7 @@ def write(slot: Slot, state: bytes) -> int:
     """What `Checkpointer.write` does with plain bytes."""
     if type(state) is not slot.raw:
         return slot.put(state, BYTES)
-    seq = next(slot.seqs)
+    seq = next(slot.numbers)
     slot.state = state
     slot.seq = seq
     return seq
