@@ -66,9 +66,9 @@ attributes. A lock would cost 200 ns, two calls for payload and header 60 ns; bo
 
 **Steps.** The state is staged in a microsecond; the rest is the price of a second thread that wants
 the interpreter lock: a call to yield every 8 ms, each a switch of threads and a turn of the loop,
-and the commits. Taken one by one (`write()` 4 µs a step on average, the work itself 1 % slower) they
-add up to 3 %, and Python 3.12 and 3.13 came out at 98 to 99 %; this row on 3.11 says more, and why
-is not yet understood.
+and the commits. Taken one by one (`write()` 4 µs a step on average, the work itself 1 % slower)
+they add up to 3 %, and Python 3.12 and 3.13 came out at 98 to 99 %; this row on 3.11 says more, and
+why is not yet understood.
 
 **The busy loop.** A commit to `file:` makes five system calls that matter, and takes two hops
 between threads. After each of these it has to win the interpreter lock back from the computing
