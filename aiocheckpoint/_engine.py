@@ -75,7 +75,7 @@ class Engine:
     async def _finish(self) -> None:
         await self.writer.finish(self.stopping.flush_time(self.flush_timeout))
         if self.spool_base is not None:
-            _spool.leave(self.spool_base)
+            _spool.drop_directory(self.spool_base)
         if self._owned:
             try:
                 async with asyncio.timeout(_CLOSING / 2):

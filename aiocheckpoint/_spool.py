@@ -56,7 +56,7 @@ class Spool:
     def remove(self) -> None:
         """Forget all that this claim staged. Call it when nothing stages any more."""
         discard(self._paths)
-        _drop_directory(self.directory)
+        drop_directory(self.directory)
 
 
 class Lane:
@@ -177,17 +177,12 @@ def newest(paths: list[Path], claim: bytes) -> Staged | None:
     return best
 
 
-def leave(base: Path) -> None:
-    """Remove the directory of all regions if none is left."""
-    _drop_directory(base)
-
-
 def discard(paths: list[Path]) -> None:
     """Remove regions of superseded claims, and their directory once it is empty."""
     for path in paths:
         _remove(path)
     if paths:
-        _drop_directory(paths[0].parent)
+        drop_directory(paths[0].parent)
 
 
 def _remove(path: Path) -> None:
@@ -197,7 +192,8 @@ def _remove(path: Path) -> None:
         _log.warning("spool region %s cannot be removed: %s", path, exc)
 
 
-def _drop_directory(directory: Path) -> None:
+def drop_directory(directory: Path) -> None:
+    """Remove a directory of regions, or of all keys', if nothing is left in it."""
     try:
         directory.rmdir()
     except OSError:
