@@ -15,6 +15,10 @@ Version = str | int
 after a delete."""
 
 
+Source = bytes | AsyncIterator[bytes]
+"""What a blob is made of: its bytes, or chunks of them, each a few MiB at most."""
+
+
 class Head(NamedTuple):
     """What a key holds: the record's bytes and the version to name when replacing it."""
 
@@ -78,16 +82,25 @@ class Store(Protocol):
         have taken effect, but then only if `expect` held at that moment.
         """
 
-    async def put_blob(self, key: str, name: str, data: bytes) -> None:
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
         """Keep immutable bytes under the key, durable on return, replacing what had that name.
 
         `name` is made of ASCII letters, digits, `.`, `-` and `_`, 120 characters at most. A blob
         is seen whole or not at all. Blobs need no head: they are put before the head that names
         them, and they outlive a `delete` that does not name them.
+
+        `source` is the bytes of a state, or the chunks of something that may be larger than
+        memory: take a chunk when there is room for it, hold a few at a time, copy none. What
+        `source` raises is raised as it is, and there is no blob then.
         """
 
-    def open_blob(self, key: str, name: str) -> AsyncIterator[bytes]:
-        """The blob's bytes in chunks of a few MiB; FileNotFoundError if there is none."""
+    def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The blob's bytes in chunks of a few MiB; FileNotFoundError if there is none.
+
+        From `start` on, and `size` of them at most; what lies past the blob's end is left out.
+        """
 
     async def list_blobs(self, key: str) -> list[str]:
         """The names of the key's blobs, sorted."""

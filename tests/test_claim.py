@@ -27,7 +27,7 @@ from aiocheckpoint import (
     StoreUnavailableError,
 )
 from aiocheckpoint._heads import GENERATION, STATE
-from aiocheckpoint.abc import Head, Put, Store, Version
+from aiocheckpoint.abc import Head, Put, Source, Store, Version
 from aiocheckpoint.stores import open_store
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing.faults import FaultyStore, SlowStore, Wrapper
@@ -594,8 +594,8 @@ async def test_blobs_that_a_store_forgot_between_blob_and_head_are_put_again() -
 
         snapshot: tuple[dict[str, Head], dict[str, dict[str, bytes]]] | None = None
 
-        async def put_blob(self, key: str, name: str, data: bytes) -> None:
-            await super().put_blob(key, name, data)
+        async def put_blob(self, key: str, name: str, source: Source) -> None:
+            await super().put_blob(key, name, source)
             if self.snapshot is not None:
                 (memory._heads, memory._blobs), self.snapshot = self.snapshot, None
 

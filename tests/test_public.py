@@ -125,7 +125,7 @@ print(open is aiocheckpoint.open)
 """
     )
     stores, heavy, opened = script.stdout.splitlines()
-    assert stores == "[]" or stores == "['aiocheckpoint.stores._blobs']"
+    assert stores == "[]"
     assert heavy == "[] False"
     assert opened == "True"
 

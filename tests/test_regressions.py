@@ -37,7 +37,7 @@ from aiocheckpoint import (
 from aiocheckpoint._records import Record, decode_record
 from aiocheckpoint._slot import _slots
 from aiocheckpoint.abc import Head, Put, Store, Version
-from aiocheckpoint.stores._blobs import write_durably
+from aiocheckpoint.stores._disk import write_durably
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing.faults import FaultyStore, SlowStore, Wrapper
 

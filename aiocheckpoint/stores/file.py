@@ -28,12 +28,11 @@ from pathlib import Path
 
 from .._errors import ConflictError, StoreError, StoreUnavailableError
 from .._keys import key_of, store_name
-from ..abc import Head, Put, Version
-from ._blobs import (
+from ..abc import Head, Put, Source, Version
+from ._blobs import BlobFiles
+from ._disk import (
     READ_FLAGS,
     WRITE_FLAGS,
-    BlobFiles,
-    Threads,
     make_directories,
     remove_stale,
     replace_file,
@@ -42,6 +41,7 @@ from ._blobs import (
     translated,
     write_durably,
 )
+from ._threads import Threads
 
 _DELETED = b"aiocheckpoint: this key was deleted\n"
 _HEAD = re.compile(r"head\.([0-9]{12,})")
@@ -88,11 +88,13 @@ class FileStore:
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         return await asyncio.gather(*map(self._commit, batch))
 
-    async def put_blob(self, key: str, name: str, data: bytes) -> None:
-        await self._blobs.put(key, name, data)
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
+        await self._blobs.put(key, name, source)
 
-    def open_blob(self, key: str, name: str) -> AsyncIterator[bytes]:
-        return self._blobs.open(key, name)
+    def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        return self._blobs.open(key, name, start, size)
 
     async def list_blobs(self, key: str) -> list[str]:
         return await self._blobs.names(key)

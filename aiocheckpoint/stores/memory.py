@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .._errors import ConflictError, StoreError
-from ..abc import Head, Put, Version
+from ..abc import Head, Put, Source, Version
 from ._blobs import CHUNK, check_blob_name
 
 
@@ -53,19 +54,29 @@ class MemoryStore:
         self._heads[put.key] = Head(bytes(put.record), version)
         return version
 
-    async def put_blob(self, key: str, name: str, data: bytes) -> None:
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
         check_blob_name(name)
+        if isinstance(source, bytes):
+            data = source
+        else:
+            buffer = io.BytesIO()
+            async for chunk in source:
+                buffer.write(chunk)
+            data = buffer.getvalue()
         with self._lock:
-            self._blobs.setdefault(key, {})[name] = bytes(data)
+            self._blobs.setdefault(key, {})[name] = data
 
-    async def open_blob(self, key: str, name: str) -> AsyncIterator[bytes]:
+    async def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
         check_blob_name(name)
         with self._lock:
             data = self._blobs.get(key, {}).get(name)
         if data is None:
             raise FileNotFoundError(f"no blob {name!r} under {key!r}")
-        for start in range(0, len(data), CHUNK):
-            yield data[start : start + CHUNK]
+        end = len(data) if size is None else min(len(data), start + size)
+        for at in range(start, end, CHUNK):
+            yield data[at : min(end, at + CHUNK)]
 
     async def list_blobs(self, key: str) -> list[str]:
         with self._lock:

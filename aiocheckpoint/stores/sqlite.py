@@ -11,8 +11,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from .._errors import ConflictError, StoreError, StoreUnavailableError
 from .._keys import store_name
-from ..abc import Head, Put, Version
-from ._blobs import BlobFiles, Threads, translated
+from ..abc import Head, Put, Source, Version
+from ._blobs import BlobFiles
+from ._disk import translated
+from ._threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,11 +104,13 @@ class SqliteStore:
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         return await self._threads.run(self._do, "commit", None, _commit, batch)
 
-    async def put_blob(self, key: str, name: str, data: bytes) -> None:
-        await self._blobs.put(key, name, data)
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
+        await self._blobs.put(key, name, source)
 
-    def open_blob(self, key: str, name: str) -> AsyncIterator[bytes]:
-        return self._blobs.open(key, name)
+    def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        return self._blobs.open(key, name, start, size)
 
     async def list_blobs(self, key: str) -> list[str]:
         return await self._blobs.names(key)

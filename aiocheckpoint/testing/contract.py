@@ -249,6 +249,53 @@ class StoreContract:
         for store in dict.fromkeys((first, second)):
             await store.aclose()
 
+    async def test_blobs_in_chunks(self) -> None:
+        """A blob that comes in chunks, of any number and size, is put as one."""
+        store = await self.make_store()
+        for name, chunks in {
+            "none": [],
+            "one": [b"1" * 1000],
+            "some": [b"1", b"22" * (1 << 20), b"333"],
+            "many": [b"%07d" % n * 1000 for n in range(300)],
+        }.items():
+            await store.put_blob("k", name, _chunks(chunks))
+            assert await read(store.open_blob("k", name)) == b"".join(chunks)
+        await store.aclose()
+
+    async def test_part_of_a_blob(self) -> None:
+        """A blob is read from any byte on, as far as is wanted and no further than its end."""
+        store = await self.make_store()
+        data = bytes(range(256)) * (20 << 10)
+        await store.put_blob("k", "b", data)
+        for start, size in (
+            (0, 0),
+            (0, 1),
+            (1, 255),
+            (4 << 20, 1000),
+            ((4 << 20) - 1, 2),
+            (1, 5 << 20),
+            (len(data) - 1, 9),
+            (len(data), 1),
+            (len(data) + 9, 1),
+        ):
+            part = await read(store.open_blob("k", "b", start, size))
+            assert part == data[start : start + size]
+        assert await read(store.open_blob("k", "b", 7)) == data[7:]
+        await refused(read(store.open_blob("k", "absent", 1, 1)), FileNotFoundError)
+        await store.aclose()
+
+    async def test_source_that_fails(self) -> None:
+        """What the chunks' source raises is raised, and the blob is what it was before."""
+        store = await self.make_store()
+        await store.put_blob("k", "before", b"as it was")
+        for done in ([], [b"x"], [b"x" * 100, b"y" * (5 << 20)], [b"x", b"y", b"z"]):
+            for name in ("before", "new"):
+                failing = _chunks(done, ZeroDivisionError("no more"))
+                await refused(store.put_blob("k", name, failing), ZeroDivisionError)
+        assert await store.list_blobs("k") == ["before"]
+        assert await read(store.open_blob("k", "before")) == b"as it was"
+        await store.aclose()
+
     async def test_blob_replaced(self) -> None:
         """Putting under a name that is taken replaces what was there."""
         store = await self.make_store()
@@ -341,6 +388,14 @@ async def race(store: Store, key: str, expect: Version | None, record: bytes) ->
 
 async def listed(store: Store, prefix: str = "") -> list[str]:
     return [key async for key in store.keys(prefix)]
+
+
+async def _chunks(chunks: list[bytes], error: Exception | None = None) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        await asyncio.sleep(0)
+        yield chunk
+    if error is not None:
+        raise error
 
 
 async def read(chunks: AsyncIterator[bytes]) -> bytes:

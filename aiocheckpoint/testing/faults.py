@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .._errors import StoreError, StoreUnavailableError
-from ..abc import Head, Put, Store, Version
+from ..abc import Head, Put, Source, Store, Version
 
 
 class Wrapper:
@@ -45,11 +45,13 @@ class Wrapper:
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         return await self.store.commit(batch)
 
-    async def put_blob(self, key: str, name: str, data: bytes) -> None:
-        await self.store.put_blob(key, name, data)
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
+        await self.store.put_blob(key, name, source)
 
-    async def open_blob(self, key: str, name: str) -> AsyncIterator[bytes]:
-        async for chunk in self.store.open_blob(key, name):
+    async def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        async for chunk in self.store.open_blob(key, name, start, size):
             yield chunk
 
     async def list_blobs(self, key: str) -> list[str]:
@@ -154,13 +156,15 @@ class FaultyStore(Wrapper):
             raise StoreUnavailableError("the answer was lost", op="commit")
         return answers
 
-    async def put_blob(self, key: str, name: str, data: bytes) -> None:
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
         self._enter("put_blob", key)
-        await super().put_blob(key, name, data)
+        await super().put_blob(key, name, source)
 
-    async def open_blob(self, key: str, name: str) -> AsyncIterator[bytes]:
+    async def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
         self._enter("open_blob", key)
-        async for chunk in super().open_blob(key, name):
+        async for chunk in super().open_blob(key, name, start, size):
             yield chunk
 
     async def list_blobs(self, key: str) -> list[str]:

@@ -16,8 +16,7 @@ import pytest
 
 from aiocheckpoint._errors import ConflictError, StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Head, Put, Version
-from aiocheckpoint.stores import _blobs
-from aiocheckpoint.stores import _blobs as blobs_module
+from aiocheckpoint.stores import _blobs, _disk
 from aiocheckpoint.stores import file as file_module
 from aiocheckpoint.stores.file import FileStore
 from aiocheckpoint.testing.contract import listed, put, read, refused
@@ -79,7 +78,7 @@ def interpose(monkeypatch: pytest.MonkeyPatch) -> Interpose:
 
     def interpose(before: Before | None) -> list[str]:
         calls = None if before is None else Interposed(before)
-        for module in (file_module, _blobs):
+        for module in (file_module, _blobs, _disk):
             monkeypatch.setattr(module, "os", calls or os)
         return [] if calls is None else calls.made
 
@@ -259,7 +258,7 @@ async def test_disk_fails(
     """When a file cannot be made durable it is thrown away, and the next commit makes another;
     also where writing and syncing take two calls."""
     if not flag:
-        monkeypatch.setattr(blobs_module, "_SYNC_FLAG", 0)
+        monkeypatch.setattr(_disk, "_SYNC_FLAG", 0)
     store = FileStore(root)
     version = await put(store, "k", None, b"one")
     interpose(failing(name, errno.EIO))
