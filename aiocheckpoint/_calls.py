@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import io
+import random
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from ._errors import StoreError, StoreUnavailableError
+import xxhash
+
+from ._errors import CorruptCheckpointError, StoreError, StoreUnavailableError
+from ._records import Blob
 from .abc import Store
 
 T = TypeVar("T")
 
 OP_TIMEOUT = 30.0
 """Seconds after which a store call is given up, its outcome unknown."""
+_RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 _SLOWEST = 1 << 20  # bytes a second that a large blob may take on top
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures before."""
+    # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    return min(_RETRY_MOST, _RETRY_FIRST * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
 
 
 async def bounded(call: Awaitable[T], op: str, key: str | None = None, size: int = 0) -> T:
@@ -36,6 +47,26 @@ async def bounded(call: Awaitable[T], op: str, key: str | None = None, size: int
         if op == "open_blob" and isinstance(exc, FileNotFoundError):
             raise
         raise StoreError(f"unexpected {type(exc).__name__}: {exc}", op=op, key=key) from exc
+
+
+async def read_checked(store: Store, key: str, blob: Blob, what: str) -> bytes:
+    """A whole blob that a record names.
+
+    Raises:
+        CorruptCheckpointError: it is missing, cut short or damaged. `what` says what that is.
+        StoreError: it cannot be read.
+    """
+    try:
+        data = await read_blob(store, key, blob.name, blob.size)
+    except FileNotFoundError:
+        raise CorruptCheckpointError(f"{what} of {key!r} is missing: no {blob.name}") from None
+    if len(data) != blob.size:
+        raise CorruptCheckpointError(
+            f"{what} of {key!r} is cut short: {len(data)} of {blob.size} bytes in {blob.name}"
+        )
+    if await asyncio.to_thread(xxhash.xxh3_128_digest, data) != blob.digest:
+        raise CorruptCheckpointError(f"{what} of {key!r} is damaged: {blob.name}")
+    return data
 
 
 async def read_blob(store: Store, key: str, name: str, size: int) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from threading import get_ident
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -23,6 +26,7 @@ from ._writer import Writer, into
 T = TypeVar("T")
 D = TypeVar("D")
 
+_KEEP: Any = ...
 _STARVED, _BREATH = 0.03, 0.0002  # seconds
 
 
@@ -65,7 +69,7 @@ class Checkpointer(Generic[T]):
 
     @property
     def resumed(self) -> bool:
-        """True if there was a state when the key was opened."""
+        """True if there was a state, or files, when the key was opened."""
         return self._slot.first > 0
 
     @property
@@ -132,6 +136,13 @@ class Checkpointer(Generic[T]):
             raise error.with_traceback(None)
         return seq
 
+    def _check_thread(self, name: str) -> None:
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                f"{name}() of {self.key!r} is for the event loop that opened it: call"
+                " write_nowait() from other threads"
+            )
+
     def _breathe(self) -> float:
         """Give the interpreter away for a moment if the I/O thread has long waited for it.
 
@@ -148,11 +159,7 @@ class Checkpointer(Generic[T]):
     async def _attend(self) -> None:
         slot = self._slot
         slot.check_open()  # the runtime may have ended in the midst of this write
-        if get_ident() != self._thread:
-            raise RuntimeError(
-                f"write() of {slot.key!r} is for the event loop that opened it: call write_nowait()"
-                " from other threads"
-            )
+        self._check_thread("write")
         attention = slot.attention
         if attention is not IDLE and attention is not ALERT:
             self._writer.yielding.append(slot)
@@ -189,7 +196,9 @@ class Checkpointer(Generic[T]):
         await anyio.lowlevel.checkpoint()
         self._slot.check_open()
         staged = self._slot.newest()
-        return default if staged is None else self._coder.decode(staged.data, staged.codec)
+        if staged is None or not staged.codec:
+            return default
+        return self._coder.decode(staged.data, staged.codec)
 
     async def flush(self) -> None:
         """Return when all that is staged now is stored.
@@ -198,14 +207,113 @@ class Checkpointer(Generic[T]):
             FlushTimeoutError: not within `flush_timeout`.
             FencedError, StoreError: it never will be.
         """
-        slot = self._slot
-        slot.check_open()
+        self._slot.check_open()
+        await self._until_stored(self._slot.newest_seq)
+
+    async def _until_stored(self, seq: int) -> None:
         future: Future[None] = Future()
-        self._io.post(self._writer.flush, self._held, slot.newest_seq, slot.meta, into(future))
+        self._io.post(self._writer.flush, self._held, seq, self._slot.meta, into(future))
         with anyio.move_on_after(self._flush_timeout):
             await _io_thread.result(future)
             return
         raise self._held.timed_out()
+
+    async def save(
+        self, path: str | os.PathLike[str], *, state: T = _KEEP, move: bool = False
+    ) -> int:
+        """Keep a file or a directory tree, with the state that it goes with; return the seq.
+
+        Both become one record: `restore()` gives the files of the record whose state `read()`
+        gives. Without `state` the newest one stays. `write()` keeps the files; the next `save`
+        replaces them, and stores only what of them has changed.
+
+        It returns when all is stored. Until then the files must not be changed; cancelled before
+        that, or failing, it leaves the checkpoint as it was. With `move=True` the file or
+        directory is taken by rename (into the spool, which must be on the same file system), and
+        it returns when that is staged: stored it is in the background, newest wins, like `write`.
+
+        Kept are names, permissions, files' modification times, empty directories, and symbolic
+        links that stay within the tree; owners, further attributes and hard links are not.
+
+        Raises:
+            OSError: the files are missing, cannot be read, were changed meanwhile, or are
+                something else than files, directories and such links. `filename` says which.
+            CodecError: the state is None or cannot be encoded.
+            FencedError: a newer attempt has claimed the key.
+            StoreError: the store refuses them, or was unavailable for `flush_timeout`.
+            FlushTimeoutError: they are in the store, but the record is not within
+                `flush_timeout`; it goes on being tried.
+            StoppedError: the runtime stops and this is an attempt of `run`; all is saved. Only if
+                a `state` was given: without one more is to come.
+            ClosedError: the handle is closed.
+        """
+        slot = self._slot
+        slot.check_open()
+        self._check_thread("save")
+        given = state is not _KEEP
+        encoded = self._coder.encode(state) if given else None
+        seq = await (self._move if move else self._save)(Path(path), encoded)
+        if given and slot.stopping and self._stops:
+            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {seq}")
+        return seq
+
+    async def _save(self, path: Path, encoded: tuple[bytes, str] | None) -> int:
+        held, saves = self._held, self._writer.saves
+        tree_id = held.next_tree()
+        saving = self._io.call(saves.save(held, tree_id, path, self._flush_timeout))
+        try:
+            files = await _io_thread.result(saving)
+            seq = self._slot.put_tree(files, encoded)
+        finally:
+            saving.cancel()
+            with contextlib.suppress(ClosedError):
+                self._io.post(held.saves.discard, tree_id)
+        await self._until_stored(seq)
+        return seq
+
+    async def _move(self, path: Path, encoded: tuple[bytes, str] | None) -> int:
+        spool = self._slot.spool
+        if spool is None:
+            raise ValueError(
+                f"save({str(path)!r}, move=True) needs a spool to move it into, and {self.key!r}"
+                " has none: open it with spool= a directory, or save with move=False"
+            )
+        await _io_thread.result(self._io.call(self._writer.saves.check(path)))
+        error = self._slot.error
+        # in one step as far as a cancellation can see: what is taken is staged
+        seq = self._slot.put_tree(spool.take(path, self._held.next_tree()), encoded)
+        self._io.post(self._writer.woken, self._held)
+        if error is not None:
+            raise error.with_traceback(None)
+        return seq
+
+    async def restore(self, path: str | os.PathLike[str]) -> Path | None:
+        """Make the files of the newest `save` anew; the path, or None if nothing was saved.
+
+        A file comes back as a file and a tree as a tree, whole or not at all: what is read is
+        checked, and gets its name when it is complete. Files of a `save(move=True)` that is not
+        stored yet are waited for.
+
+        Raises:
+            FileExistsError: there is something already, other than an empty directory for a tree.
+            CorruptCheckpointError: the stored files are damaged, or would lead out of the tree.
+            OSError: they cannot be written there.
+            StoreError, FlushTimeoutError: they cannot be read, or not be stored first.
+        """
+        slot = self._slot
+        slot.check_open()
+        target = Path(path)
+        staged = slot.newest()
+        if staged is None or staged.tree is None:
+            return None
+        if self._held.files_of(staged.tree) is None:
+            await self._until_stored(staged.seq)
+        restoring = self._io.call(self._writer.saves.restore(self._held, staged.tree, target))
+        try:
+            await _io_thread.result(restoring)
+        finally:
+            restoring.cancel()
+        return target
 
     async def latest(self) -> Checkpoint | None:
         """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.

@@ -16,11 +16,12 @@ import msgspec
 from . import _spool
 from ._calls import OP_TIMEOUT, bounded
 from ._errors import ClosedError, ConflictError, StoreError, StoreUnavailableError
-from ._heads import Found, read_head
+from ._heads import Found, kept_generations, read_head
 from ._held import Held, departing, ended
 from ._keys import store_name
-from ._records import Record
-from ._region import Staged
+from ._promotion import Newest
+from ._records import Files, Record
+from ._region import Moved, Staged
 from ._slot import Meta, Slot
 from ._spool import Spool
 from ._writer import Writer
@@ -69,10 +70,10 @@ async def claim(
     while True:
         try:
             found = await read_head(store, key)
-            # Blobs and regions are listed between the reading and the commit: once the commit has
-            # succeeded, no claim newer than the one we found can have made any of them.
+            # Blobs and the spool are listed between the reading and the commit: once the commit
+            # has succeeded, no claim newer than the one we found can have made any of it.
             blobs = await bounded(store.list_blobs(key), "list_blobs", key)
-            regions = [] if directory is None else _spool.regions(directory)
+            left = [] if directory is None else _spool.left_over(directory)
             ours = None if found is None else tried.get(found.record.claim)
             if ours is not None:
                 # An answer was lost. What is read back may be on its way to the disk yet: the
@@ -80,7 +81,8 @@ async def claim(
                 record = msgspec.structs.replace(ours, commit=ours.commit + 1)
             else:
                 plan = decide(None if found is None else found.record)
-                state, origin, promoted = _newest(found, regions, before, plan)
+                newest = Newest(store, key, found, blobs, left, before)
+                state, origin, promoted = await newest.state(fresh=plan.fresh)
                 record = _next(key, found, state, origin, plan, carried=not promoted)
             data = b"" if state is None else state.data
             record, frame = await writer.commits.put_blobs(record, data)
@@ -110,14 +112,21 @@ async def claim(
     )
     if keep > 1:
         await _put_generation(writer, record, frame)
-    _spool.discard(regions)
+    if any(path.name.endswith(_spool.TREE) for path in left):
+        await asyncio.to_thread(_spool.discard, left)
+    else:
+        _spool.discard(left)
     if writer.finishing:
         raise ClosedError("the runtime was closed while the key was being claimed")
     spool = None if directory is None else _make_spool(directory, record.claim)
     slot = Slot(key, state, plan.meta, spool, plain=plain)
     held = Held(slot, record, version, writer.settled, keep=keep, min_interval=min_interval)
-    superfluous = held.adopt_blobs(blobs)
-    if superfluous:
+    try:
+        generations = await kept_generations(store, key, blobs, keep) if keep > 1 else []
+    except StoreError as exc:
+        _log.info("old blobs of %r are left for the next claim: %s", key, exc)
+        blobs, generations = [], []
+    if superfluous := held.adopt_blobs(blobs, generations):
         writer.commits.collect(key, superfluous)
     writer.holding.add(held)
     return held
@@ -131,30 +140,6 @@ async def _departed(identity: str, key: str) -> Held | None:
         return None
     await ended(held.leaving)
     return held if held.slot.dirty and not held.fenced else None
-
-
-def _newest(
-    found: Found | None, regions: list[Path], before: Held | None, plan: Plan
-) -> tuple[Staged | None, bytes, bool]:
-    """The state to carry on, the claim that staged it, and whether it comes from the spool
-    instead of the store.
-
-    What the head's own claim staged counts; if that is nothing, what the claim staged whose state
-    the head still carries on: claims after it have stored nothing newer. Every other region was
-    superseded, or belongs to a run that was deleted.
-    """
-    if found is None or plan.fresh:
-        return None, b"", False
-    record = found.record
-    origin = record.origin or record.claim
-    for claim in dict.fromkeys((record.claim, origin)):
-        candidates = [_spool.newest(regions, claim)]
-        if before is not None and before.record.claim == claim:
-            candidates.append(before.slot.newest())
-        newer = [s for s in candidates if s is not None and s.seq > record.seq]
-        if newer:
-            return max(newer), claim, True
-    return found.state, origin, False
 
 
 def _next(
@@ -186,7 +171,14 @@ def _next(
         codec="" if state is None else state.codec,
         created=time.time(),
         blob=old.blob if carried and old is not None and state is not None else None,
+        files=_files(state),
     )
+
+
+def _files(state: Staged | None) -> Files | None:
+    tree = None if state is None else state.tree
+    assert not isinstance(tree, Moved), "what is carried on is stored by now"
+    return tree
 
 
 async def _put_generation(writer: Writer, record: Record, frame: bytes) -> None:

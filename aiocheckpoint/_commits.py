@@ -9,10 +9,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
+import xxhash
 
 from ._calls import bounded
 from ._errors import StoreError
-from ._heads import digest, generation_name, state_name
+from ._heads import generation_name, state_name
 from ._records import INLINE_LIMIT, Blob, Record, encode_record
 from .abc import Put, Store, Version
 
@@ -127,7 +128,7 @@ class Commits:
                 name = state_name(record)
                 put = self.store.put_blob(key, name, data)
                 await bounded(put, "put_blob", key, size=len(data))
-                blob = Blob(name, len(data), await asyncio.to_thread(digest, data))
+                blob = Blob(name, len(data), await asyncio.to_thread(xxhash.xxh3_128_digest, data))
                 record = msgspec.structs.replace(record, blob=blob)
             data = b""
         return record, encode_record(record, data)

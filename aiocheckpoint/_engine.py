@@ -103,9 +103,9 @@ class Engine:
             return
         # listed before the commit, like a claim's: none of them can be a later claim's
         base = self.spool_base
-        regions = [] if base is None else _spool.regions(base / store_name(key))
+        left = [] if base is None else _spool.left_over(base / store_name(key))
         await self.writer.commits.delete(key, head.version)
-        _spool.discard(regions)
+        _spool.discard(left)
 
     async def pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
         """The keys, some at a time."""

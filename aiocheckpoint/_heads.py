@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import NamedTuple
 
-import xxhash
-
-from ._calls import bounded, read_blob
+from ._calls import bounded, read_blob, read_checked
 from ._errors import CorruptCheckpointError, StoreUnavailableError
-from ._records import Blob, Record, decode_record
+from ._files import MANIFEST, check_tree
+from ._records import Record, decode_record
 from ._region import Staged
 from .abc import Head, Store, Version
 
@@ -31,7 +29,7 @@ class Found(NamedTuple):
         """The state, or None if none has been stored yet."""
         if self.record.seq == 0:
             return None
-        return Staged(self.record.seq, self.data, self.record.codec)
+        return Staged(self.record.seq, self.data, self.record.codec, self.record.files)
 
 
 def generation_name(record: Record) -> str:
@@ -44,10 +42,6 @@ def state_name(record: Record) -> str:
     """Never used twice: named by who puts it, not by who staged the state. Another claim may be
     about to delete what a claim before it has put of the same state."""
     return f"{STATE}{record.claim.hex()}-{record.commit}-{record.seq}"
-
-
-def digest(data: bytes) -> bytes:
-    return xxhash.xxh3_128_digest(data)
 
 
 async def read_head(store: Store, key: str) -> Found | None:
@@ -74,25 +68,37 @@ async def read_head(store: Store, key: str) -> Found | None:
     raise StoreUnavailableError("the key changes faster than it can be read", op="load", key=key)
 
 
+async def kept_generations(
+    store: Store, key: str, names: list[str], keep: int
+) -> list[frozenset[str]]:
+    """The newest of these blobs that are generations, `keep` at most: each with all blobs that it
+    needs, oldest first.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    kept = []
+    for name in sorted(name for name in names if name.startswith(GENERATION))[-keep:]:
+        _, dash, state = name.partition(f"-{STATE}")
+        needed = {name, STATE + state} if dash else {name}
+        if any(blob.startswith(MANIFEST) for blob in names):
+            try:
+                record, _ = decode_record(key, await read_blob(store, key, name, 0))
+            except (CorruptCheckpointError, FileNotFoundError):
+                continue  # it can stand in for nothing
+            if record.files is not None:
+                needed |= record.files.blobs
+        kept.append(frozenset(needed))
+    return kept
+
+
 async def _complete(store: Store, key: str, head: Head) -> Found:
     record, data = decode_record(key, head.record)
     if record.blob is not None:
-        data = await _read_state(store, key, record.blob)
+        data = await read_checked(store, key, record.blob, "the state")
+    if record.files is not None:
+        await check_tree(store, key, record.files)
     return Found(record, data, head.version)
-
-
-async def _read_state(store: Store, key: str, blob: Blob) -> bytes:
-    try:
-        data = await read_blob(store, key, blob.name, blob.size)
-    except FileNotFoundError:
-        raise CorruptCheckpointError(f"the state of {key!r} is missing: no {blob.name}") from None
-    if len(data) != blob.size:
-        raise CorruptCheckpointError(
-            f"the state of {key!r} is cut short: {len(data)} of {blob.size} bytes in {blob.name}"
-        )
-    if await asyncio.to_thread(digest, data) != blob.digest:
-        raise CorruptCheckpointError(f"the state of {key!r} is damaged: {blob.name}")
-    return data
 
 
 async def _fall_back(store: Store, key: str, head: Head, damage: CorruptCheckpointError) -> Found:

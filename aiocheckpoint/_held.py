@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -13,9 +14,9 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ._errors import FencedError, FlushTimeoutError, StoreError
-from ._heads import GENERATION, STATE, generation_name
-from ._records import Record, Statistics
-from ._region import Staged
+from ._heads import generation_name
+from ._records import Files, Record, Statistics
+from ._region import Moved, Staged, Tree
 from ._slot import Meta, Slot
 from .abc import Version
 
@@ -89,6 +90,13 @@ class Held:
         """True once the writer has been told of it; an interrupt may have come between."""
         self.deleted = False
         """True once the key was deleted through this handle."""
+        self.uploaded: Files | None = None
+        """What has become of the newest moved tree that was put to the store."""
+        self.stored_tree: Files | None = record.files
+        """The tree of the newest record that is stored."""
+        self.trees = itertools.count(1)
+        self.saves: set[str] = set()
+        """What is under way and builds on blobs, none of which is to be collected meanwhile."""
         self.blobs: list[tuple[frozenset[str], bool]] = []
         """Blobs named by each record put, oldest first, and whether its commit succeeded."""
         self.commits = 0
@@ -132,11 +140,37 @@ class Held:
             codec="" if staged is None else staged.codec,
             created=time.time(),
             blob=last.blob if staged is not None and staged.seq == last.seq else None,
+            files=None if staged is None else self.files_of(staged.tree),
         )
+
+    def next_tree(self) -> str:
+        """An id for the next tree."""
+        return f"{self.record.claim.hex()}-{next(self.trees)}"
+
+    def files_of(self, tree: Tree | None) -> Files | None:
+        """The stored form of a tree; None if there is none, or none yet."""
+        if isinstance(tree, Moved):
+            stored = self.uploaded
+            return stored if stored is not None and stored.id == tree.id else None
+        return tree
+
+    def outdated(self) -> list[Moved]:
+        """Moved trees that are stored, or that a newer one has replaced before they were."""
+        spool = self.slot.spool
+        if spool is None or not spool.moved:
+            return []
+        # not what is newer than both: it was taken and is about to be staged
+        newest = max(self._number(self.stored_tree), self._number(self.slot.files) - 1)
+        return [moved for moved in list(spool.moved) if self._number(moved) <= newest]
+
+    def _number(self, tree: Tree | None) -> int:
+        """Which of this claim's trees it is, from 1; 0 for one that it carried on, and none."""
+        claim, _, number = ("" if tree is None else tree.id).rpartition("-")
+        return int(number) if claim == self.record.claim.hex() else 0
 
     def note_blobs(self, record: Record) -> None:
         """Remember the blobs that a commit is about to name."""
-        names = set()
+        names = set() if record.files is None else set(record.files.blobs)
         if record.blob is not None:
             names.add(record.blob.name)
         if self.keep > 1:
@@ -144,12 +178,9 @@ class Held:
         if names or self.blobs:
             self.blobs.append((frozenset(names), False))
 
-    def adopt_blobs(self, names: list[str]) -> list[str]:
-        """Right after the claim: take over what `keep` asks for; the rest may go."""
-        if self.keep > 1:
-            for name in sorted(n for n in names if n.startswith(GENERATION))[-self.keep :]:
-                _, dash, state = name.partition(f"-{STATE}")
-                self.blobs.append((frozenset({name, STATE + state} if dash else {name}), True))
+    def adopt_blobs(self, names: list[str], generations: list[frozenset[str]]) -> list[str]:
+        """Right after the claim: take over the generations to keep; the names that may go."""
+        self.blobs += [(generation, True) for generation in generations]
         self.note_blobs(self.record)
         if self.blobs:
             self.blobs[-1] = (self.blobs[-1][0], True)
@@ -159,7 +190,7 @@ class Held:
     def superfluous(self) -> list[str]:
         """After a success: the blobs that may go. One generation more than `keep` stays, for
         readers that are under way; what failed commits named goes once a later one succeeded."""
-        if not self.blobs:
+        if not self.blobs or self.saves:
             return []
         self.blobs[-1] = (self.blobs[-1][0], True)
         kept = 0
@@ -168,6 +199,8 @@ class Held:
             if kept > self.keep:
                 old, self.blobs = self.blobs[:index], self.blobs[index:]
                 alive = frozenset().union(*(names for names, _ in self.blobs))
+                if isinstance(tree := self.slot.files, Files):  # staged, and in no commit yet
+                    alive |= tree.blobs
                 return sorted(frozenset().union(*(names for names, _ in old)) - alive)
         return []
 

@@ -40,6 +40,23 @@ class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     digest: bytes
 
 
+class Files(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A saved file or tree: the blob of its manifest, and the packs that it is made of."""
+
+    id: str
+    """Names the tree, however often it was tried to store it."""
+    manifest: Blob
+    packs: tuple[str, ...]
+    count: int
+    """Files in it."""
+    size: int
+    """Their bytes."""
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        return frozenset((self.manifest.name, *self.packs))
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """The header of a record.
 
@@ -64,11 +81,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fals
     codec: str = ""
     created: float = 0.0
     blob: Blob | None = None
-
-    @property
-    def empty(self) -> bool:
-        """True while no state has been stored: there is nothing to resume from."""
-        return self.seq == 0
+    files: Files | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -139,10 +152,15 @@ class Checkpoint:
     created: datetime
     """When the record was made (UTC, the writing machine's clock)."""
     codec: str
-    """The name of the codec of the payload: `bytes`, `msgpack`, or a codec's own."""
+    """The name of the codec of the payload: `bytes`, `msgpack`, or a codec's own; empty if there
+    are files and no state."""
     payload: bytes
     size: int
     """Bytes of the payload."""
+    files: int
+    """How many files were saved with it."""
+    files_size: int
+    """Bytes of these files."""
 
     @classmethod
     def of(cls, record: Record, payload: bytes) -> Checkpoint:
@@ -158,6 +176,8 @@ class Checkpoint:
             codec=record.codec,
             payload=payload,
             size=len(payload),
+            files=0 if record.files is None else record.files.count,
+            files_size=0 if record.files is None else record.files.size,
         )
 
 

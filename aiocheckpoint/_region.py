@@ -31,6 +31,8 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
+from ._records import Files
+
 SPOOL_LIMIT = 4 << 20
 """States over this many bytes are covered by the store alone."""
 
@@ -45,12 +47,27 @@ _hash = xxhash.xxh3_64_intdigest
 Stage = Callable[[int, bytes], object]
 
 
+class Moved(NamedTuple):
+    """A tree that was taken by rename, and lies in the spool until it is stored."""
+
+    id: str
+    path: Path
+
+
+Tree = Files | Moved
+
+
 class Staged(NamedTuple):
-    """A staged state: what a slot holds, what a region gives back."""
+    """A staged state with the files that it goes with; the codec is empty if it is files alone."""
 
     seq: int
     data: bytes
     codec: str
+    tree: Tree | None = None
+
+    @property
+    def tree_id(self) -> str:
+        return "" if self.tree is None else self.tree.id
 
 
 class RegionHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -58,13 +75,18 @@ class RegionHeader(msgspec.Struct, frozen=True, array_like=True):
     boot: str
     codec: str
     capacity: int
+    tree: str = ""
 
 
 class Region(NamedTuple):
-    """One mapped file: what it takes, and the call that stages into it."""
+    """One mapped file: what it takes, and the call that stages into it.
+
+    All that it holds is of one codec, and goes with the files of one tree ("": with none).
+    """
 
     path: Path
     codec: str
+    tree: str
     capacity: int
     stage: Stage
 
@@ -82,7 +104,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def make_region(path: Path, claim: bytes, codec: str, size: int, overflow: Stage) -> Region:
+def make_region(
+    path: Path, claim: bytes, codec: str, tree: str, size: int, overflow: Stage
+) -> Region:
     """Make and map a region for states of up to `size` bytes.
 
     Its `stage` hands what does not fit to `overflow`.
@@ -91,9 +115,9 @@ def make_region(path: Path, claim: bytes, codec: str, size: int, overflow: Stage
         OSError: it cannot be made, or there is no room.
     """
     capacity = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
-    header = _encode_header(RegionHeader(claim, boot_id(), codec, capacity))
+    header = _encode_header(RegionHeader(claim, boot_id(), codec, capacity, tree))
     view = _map(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
-    return Region(path, codec, capacity, _stager(view, capacity, overflow))
+    return Region(path, codec, tree, capacity, _stager(view, capacity, overflow))
 
 
 def _encode_header(header: RegionHeader) -> bytes:
@@ -114,7 +138,14 @@ def _decode_header(block: bytes) -> RegionHeader:
     return header
 
 
-def read_region(path: Path, claim: bytes) -> Staged | None:
+class Recovered(NamedTuple):
+    """What a region held: a state, without its tree, and the id of that."""
+
+    staged: Staged
+    tree_id: str
+
+
+def read_region(path: Path, claim: bytes) -> Recovered | None:
     """The newest whole state of a region, None if it is of another claim or boot, or unused.
 
     A live writer may lap us, half by half; then we look again until what is whole is no older
@@ -137,13 +168,13 @@ def read_region(path: Path, claim: bytes) -> Staged | None:
             if required is None:
                 required = max(_TRAILER.unpack(trailer)[1] for trailer in trailers)
             if best is not None and best.seq >= required:
-                return best
+                return Recovered(best, header.tree)
             if trailers == last or time.monotonic() > until:
                 break  # nobody writes: this is how a kill, or damage, left it
             last = trailers
         if best is None and any(map(any, trailers)):
             raise ValueError("no half of it is whole")
-        return best
+        return None if best is None else Recovered(best, header.tree)
     finally:
         os.close(fd)
 

@@ -12,7 +12,7 @@ import msgspec
 from ._codecs import BYTES
 from ._errors import CheckpointError, ClosedError
 from ._records import Status
-from ._region import Stage, Staged
+from ._region import Stage, Staged, Tree
 from ._spool import Lane, Spool
 
 _LOOK_EVERY, _PORTION = 0.005, 1024
@@ -58,6 +58,7 @@ class Slot:
         "attention",
         "closed",
         "error",
+        "files",
         "first",
         "idle",
         "key",
@@ -90,6 +91,8 @@ class Slot:
         self._portioned_at = 0.0
         self.seq = self.first
         self.state: bytes | Staged | None = state
+        self.files: Tree | None = None if state is None else state.tree
+        """What plain states go with."""
         self.raw: type[bytes] | None = None
         """`bytes` while plain bytes may be staged without further ado; else nothing's type."""
         self.stage: Stage | None = None
@@ -104,7 +107,7 @@ class Slot:
         self._foreign_lock = threading.RLock()
         if plain:
             if self._lane is not None:
-                self._lane.reserve()
+                self._lane.reserve(self.files)
             self._open_fast_path()
         # written by the I/O thread
         self.attention = IDLE
@@ -125,7 +128,7 @@ class Slot:
     def put(self, data: bytes, codec: str) -> int:
         """Stage from the owning loop's thread, whatever the codec. The slow way."""
         self.check_open()
-        staged = Staged(next(self.numbers), data, codec)
+        staged = Staged(next(self.numbers), data, codec, self.files)
         if self._lane is not None:
             self._lane.stage(staged)
         self.state = data if codec == BYTES else staged
@@ -134,11 +137,33 @@ class Slot:
             self._open_fast_path()
         return staged.seq
 
+    def put_tree(self, tree: Tree, encoded: tuple[bytes, str] | None) -> int:
+        """Stage files, with their state or with the one that is newest, as one.
+
+        From the owning loop's thread. Whoever looks, or stages from elsewhere, waits meanwhile:
+        no state is ever seen with the other's files.
+        """
+        with self._foreign_lock:
+            self.check_open()
+            if encoded is None:
+                newest = self.newest()
+                encoded = (b"", "") if newest is None else (newest.data, newest.codec)
+            self.raw = None
+            self.files = tree
+            staged = Staged(next(self.numbers), *encoded, tree)
+            if self._lane is not None:
+                self._lane.stage(staged)
+            self.state = staged
+            self.seq = staged.seq
+            if self._plain:
+                self._open_fast_path()
+        return staged.seq
+
     def put_foreign(self, data: bytes, codec: str) -> int:
         """Stage from any thread. The lock is reentrant: a signal handler may interrupt a put."""
         with self._foreign_lock:
             self.check_open()
-            staged = Staged(next(self.numbers), data, codec)
+            staged = Staged(next(self.numbers), data, codec, self.files)
             if self.spool is not None:
                 if self._foreign_lane is None:
                     self._foreign_lane = Lane(self.spool, self._overflow)
@@ -150,16 +175,17 @@ class Slot:
         return staged.seq
 
     def newest(self) -> Staged | None:
-        """The newest staged or carried state, or None if there is none yet."""
-        seq, state = self.seq, self.state
-        if self._foreign:
-            other = max(self._foreign.copy().values())
-            if other.seq > seq:
-                return other
+        """The newest staged or carried state and its files, or None if there is none yet."""
+        with self._foreign_lock:  # not between put_tree's files and their state
+            seq, state, files = self.seq, self.state, self.files
+            if self._foreign:
+                other = max(self._foreign.values())
+                if other.seq > seq:
+                    return other
         if state is None or type(state) is Staged:
             return state
         assert type(state) is bytes
-        return Staged(seq, state, BYTES)
+        return Staged(seq, state, BYTES, files)
 
     @property
     def newest_seq(self) -> int:
@@ -220,14 +246,16 @@ class Slot:
 
     def _overflow(self, seq: int, data: bytes) -> None:
         if self._lane is not None:
-            self._lane.stage(Staged(seq, data, BYTES))
+            self._lane.stage(Staged(seq, data, BYTES, self.files))
             self._open_fast_path()
 
     def _open_fast_path(self) -> None:
         region = None if self._lane is None else self._lane.region
-        if region is not None and region.codec != BYTES:
-            self.raw = None  # the next plain bytes must first get a region of their own
-            return
+        if region is not None:
+            tree_id = "" if self.files is None else self.files.id
+            if (region.codec, region.tree) != (BYTES, tree_id):
+                self.raw = None  # the next plain bytes must first get a region of their own
+                return
         self.stage = None if region is None else region.stage
         self.raw = bytes
 

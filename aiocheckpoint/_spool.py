@@ -5,19 +5,33 @@ A region belongs to one claim and is named by it; a claimant removes only those 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
 import re
+import shutil
 import stat
 import subprocess
 import time
 from pathlib import Path
 
 from ._codecs import BYTES
-from ._region import SPOOL_LIMIT, Region, Stage, Staged, make_region, read_region
+from ._region import (
+    SPOOL_LIMIT,
+    Moved,
+    Recovered,
+    Region,
+    Stage,
+    Staged,
+    Tree,
+    make_region,
+    read_region,
+)
+from ._trees import make_removable
 
-_NAME = re.compile(r"[0-9a-f]{32}\.[0-9]+")
+TREE = ".tree"
+_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9]+|-[0-9]+\.tree)")
 _RETRY_AFTER = 1.0  # seconds until a disk that was full is tried again
 _log = logging.getLogger("aiocheckpoint")
 
@@ -30,28 +44,56 @@ class Spool:
         self.claim = claim
         self._numbers = itertools.count()
         self._paths: list[Path] = []
+        self.moved: list[Moved] = []
+        """Trees that were taken and not dropped yet, oldest first."""
 
-    def allocate(self, codec: str, size: int, overflow: Stage) -> Region | None:
-        """A new region for states of up to `size` bytes, or None if it cannot be made."""
+    def allocate(self, like: Staged, overflow: Stage) -> Region | None:
+        """A new region for states of this codec, tree and size; None if it cannot be made."""
         path = self.directory / f"{self.claim.hex()}.{next(self._numbers)}"
         try:
             try:
-                region = make_region(path, self.claim, codec, size, overflow)
+                region = self._make(path, like, overflow)
             except FileNotFoundError:  # another claim has left and taken the directory along
                 key_directory(self.directory.parent, self.directory.name)
-                region = make_region(path, self.claim, codec, size, overflow)
+                region = self._make(path, like, overflow)
         except (OSError, subprocess.SubprocessError) as exc:
             _remove(path)
-            warn_once(self.directory.parent, f" for states of {size} bytes", exc)
+            warn_once(self.directory.parent, f" for states of {len(like.data)} bytes", exc)
             return None
         self._paths.append(path)
         return region
 
-    def drop(self, region: Region) -> None:
-        """Forget a region that another has replaced."""
-        if region.path in self._paths:
-            self._paths.remove(region.path)
-        _remove(region.path)
+    def _make(self, path: Path, like: Staged, overflow: Stage) -> Region:
+        return make_region(path, self.claim, like.codec, like.tree_id, len(like.data), overflow)
+
+    def drop(self, path: Path) -> None:
+        """Forget a region that another has replaced, or a tree."""
+        if path in self._paths:
+            self._paths.remove(path)
+        _remove(path)
+
+    def take(self, path: Path, tree_id: str) -> Moved:
+        """Take a file or directory by rename: in one step, and whatever its size.
+
+        Raises:
+            OSError: it cannot be renamed to here.
+        """
+        moved = Moved(tree_id, self.directory / f"{tree_id}{TREE}")
+        try:
+            key_directory(self.directory.parent, self.directory.name)
+            os.rename(path, moved.path)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            raise OSError(
+                errno.EXDEV,
+                f"cannot be moved into the spool, {self.directory.parent}, which is on another file"
+                " system: open with spool= a directory beside it, or save with move=False",
+                str(path),
+            ) from exc
+        self._paths.append(moved.path)
+        self.moved.append(moved)
+        return moved
 
     def remove(self) -> None:
         """Forget all that this claim staged. Call it when nothing stages any more."""
@@ -70,9 +112,9 @@ class Lane:
         self._again_at = 0.0
         self.region: Region | None = None
 
-    def reserve(self) -> None:
+    def reserve(self, tree: Tree | None) -> None:
         """Make a small region for plain bytes ahead of the first write."""
-        self.region = self._allocate(BYTES, 0)
+        self.region = self._allocate(Staged(0, b"", BYTES, tree))
 
     def stage(self, state: Staged) -> None:
         """Stage a state of any codec and size, if the spool can take it."""
@@ -81,12 +123,12 @@ class Lane:
             assert old is not None
             old.stage(state.seq, state.data)
             return
-        region = self._allocate(state.codec, len(state.data))
+        region = self._allocate(state)
         if region is not None:
             region.stage(state.seq, state.data)
             self.region = region
             if old is not None:  # only now: until here it held the newest state
-                self._spool.drop(old)
+                self._spool.drop(old.path)
 
     def takes(self, state: Staged) -> bool:
         """True if the region as it is has room for such a state."""
@@ -94,15 +136,17 @@ class Lane:
         return (
             region is not None
             and region.codec == state.codec
+            and region.tree == state.tree_id
             and len(state.data) <= region.capacity
         )
 
-    def _allocate(self, codec: str, size: int) -> Region | None:
+    def _allocate(self, like: Staged) -> Region | None:
+        size = len(like.data)
         if size > SPOOL_LIMIT:
             return None
         if size >= self._too_large and time.monotonic() < self._again_at:
             return None
-        region = self._spool.allocate(codec, size, self._overflow)
+        region = self._spool.allocate(like, self._overflow)
         if region is None:
             self._too_large = size
             self._again_at = time.monotonic() + _RETRY_AFTER
@@ -147,8 +191,8 @@ def key_directory(base: Path, name: str) -> Path:
     return directory
 
 
-def regions(directory: Path) -> list[Path]:
-    """The region files that lie there now, of whatever claim; none behind a link."""
+def left_over(directory: Path) -> list[Path]:
+    """The regions and trees that lie there now, of whatever claim; none behind a link."""
     try:
         if directory.is_symlink():
             return []
@@ -160,25 +204,24 @@ def regions(directory: Path) -> list[Path]:
         return []
 
 
-def newest(paths: list[Path], claim: bytes) -> Staged | None:
-    """The newest whole state that `claim` staged on this boot, or None."""
-    best: Staged | None = None
+def staged(paths: list[Path], claim: bytes) -> list[Recovered]:
+    """The whole states that `claim` staged on this boot, one a region."""
+    found = []
     for path in paths:
-        if not path.name.startswith(claim.hex()):
+        if not path.name.startswith(claim.hex()) or path.name.endswith(TREE):
             continue
         try:
-            staged = read_region(path, claim)
-            if staged is not None and (best is None or staged.seq > best.seq):
-                best = staged
+            if recovered := read_region(path, claim):
+                found.append(recovered)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:
             _log.warning("spool region %s is damaged or unreadable and is not used: %s", path, exc)
-    return best
+    return found
 
 
 def discard(paths: list[Path]) -> None:
-    """Remove regions of superseded claims, and their directory once it is empty."""
+    """Remove what superseded claims have left, and the directory once it is empty."""
     for path in paths:
         _remove(path)
     if paths:
@@ -187,9 +230,15 @@ def discard(paths: list[Path]) -> None:
 
 def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        if path.name.endswith(TREE) and stat.S_ISDIR(path.lstat().st_mode):
+            make_removable(path)
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
     except OSError as exc:  # nothing depends on it: claim ids tell what it holds from the rest
-        _log.warning("spool region %s cannot be removed: %s", path, exc)
+        _log.warning("%s of the spool cannot be removed: %s", path, exc)
 
 
 def drop_directory(directory: Path) -> None:

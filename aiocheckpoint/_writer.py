@@ -7,14 +7,13 @@ import functools
 import heapq
 import itertools
 import logging
-import random
 import time
 from collections import deque
 from concurrent.futures import Future
 
 import msgspec
 
-from ._calls import bounded
+from ._calls import backoff, bounded
 from ._commits import Commit, Commits, Outcome
 from ._errors import (
     CheckpointError,
@@ -27,6 +26,8 @@ from ._errors import (
 from ._held import Ended, Held, Taken, Waiter, departing, ended, lightened, report
 from ._outages import Outages
 from ._records import INLINE_LIMIT, Record, decode_record, encode_record
+from ._region import Moved, Tree
+from ._saving import Saves
 from ._slot import ALERT, IDLE, Attention, Meta, Slot
 from .abc import Put, Store
 
@@ -34,7 +35,6 @@ _TICK = 0.008
 """Seconds between two calls to yield: a tight loop hears them about every 10 ms, as the I/O thread
 waits up to 5 ms for the interpreter lock of a computing thread. Each costs the loop some 50 µs."""
 _TIDYING = 2.0  # seconds that the end gives to what nobody waits for
-_RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 
 _log = logging.getLogger("aiocheckpoint")
 
@@ -63,6 +63,7 @@ class Writer:
         self._due: deque[Held] = deque()
         self._ticking = False
         self._outages = Outages(store.identity)
+        self.saves = Saves(self.commits, self._outages)
 
     # Slots become due.
 
@@ -163,13 +164,17 @@ class Writer:
         held.busy = True
         record = held.record = held.next_record(staged, meta)
         held.taken = Taken(record.seq, meta, len(data), self._loop.time())
-        if len(data) > INLINE_LIMIT or held.keep > 1 or held.blobs:
-            self.commits.start(self._with_blobs(held, record, data))
+        if len(data) > INLINE_LIMIT or held.keep > 1 or held.blobs or slot.files is not None:
+            tree = None if staged is None else staged.tree
+            self.commits.start(self._with_blobs(held, record, data, tree))
             return None
         return Put(slot.key, held.version, encode_record(record, data)), held
 
-    async def _with_blobs(self, held: Held, record: Record, data: bytes) -> None:
+    async def _with_blobs(self, held: Held, record: Record, data: bytes, tree: Tree | None) -> None:
         try:
+            if isinstance(tree, Moved) and record.files is None:
+                held.uploaded = await self.saves.upload(held, tree)
+                record = msgspec.structs.replace(record, files=held.uploaded)
             record, frame = await self.commits.put_blobs(record, data)
             if held.keep > 1:
                 await self.commits.put_generation(record, frame)
@@ -200,6 +205,8 @@ class Writer:
         slot.stored_meta = taken.meta
         held.clean_until = taken.at
         held.next_at = taken.at + held.min_interval
+        held.stored_tree = held.record.files
+        self.saves.drop_outdated(held)
         if slot.error is not None:
             slot.error = None
             slot.attention = ALERT if slot.alert else self._call
@@ -231,10 +238,8 @@ class Writer:
             self._refused(held, error)
 
     def _retry_later(self, held: Held, error: StoreUnavailableError) -> None:
-        # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-        wait = min(_RETRY_MOST, _RETRY_FIRST * 2.0 ** min(held.failures, 10))
+        held.next_at = self._loop.time() + backoff(held.failures)
         held.failures += 1
-        held.next_at = self._loop.time() + wait * random.uniform(0.5, 1.0)
         self._look_at(held)
         self._outages.begin(held.slot.key, error)
 

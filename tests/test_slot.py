@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiocheckpoint import ClosedError
-from aiocheckpoint._region import Staged
+from aiocheckpoint._region import Moved, Staged, Tree
 from aiocheckpoint._slot import Meta, Slot
 
 BYTES = "bytes"
@@ -19,11 +20,15 @@ puts = st.tuples(st.sampled_from(["fast", "put", "foreign"]), data, st.sampled_f
 steps = st.lists(
     st.one_of(
         puts,
+        st.tuples(st.just("tree"), st.none() | data, st.sampled_from([BYTES, "c"])),
         st.tuples(st.sampled_from(["take", "store", "amend"]), st.none(), st.none()),
     ),
     max_size=30,
 )
-carried = st.one_of(st.none(), st.builds(Staged, st.integers(1, 1000), data, st.just(BYTES)))
+trees = st.sampled_from([None, Moved("carried-0", Path("carried"))])
+carried = st.one_of(
+    st.none(), st.builds(Staged, st.integers(1, 1000), data, st.just(BYTES), tree=trees)
+)
 
 
 def write(slot: Slot, state: bytes) -> int:
@@ -40,9 +45,11 @@ def write(slot: Slot, state: bytes) -> int:
 def test_slot_behaves_like_its_model(
     first: Staged | None, plain: bool, steps: list[tuple[Any, ...]]
 ) -> None:
-    """After any steps the newest put is the newest, seqs rise, and dirty means not all stored."""
+    """After any steps the newest put is the newest, with the newest files that were staged before
+    it; seqs rise, and dirty means not all stored."""
     slot = Slot("k", first, Meta(), None, plain=plain)
     newest = first
+    tree: Tree | None = None if first is None else first.tree
     seq = stored = 0 if first is None else first.seq
     meta = stored_meta = slot.meta
     taken: tuple[int, Meta] | None = None
@@ -57,7 +64,13 @@ def test_slot_behaves_like_its_model(
                 got = slot.put_foreign(state, codec)
             assert got > seq
             seq = got
-            newest = Staged(got, state, codec)
+            newest = Staged(got, state, codec, tree)
+        elif op == "tree":
+            tree = Moved(f"own-{seq}", Path("own"))
+            encoded = None if state is None else (state, codec)
+            seq = slot.put_tree(tree, encoded)
+            before = (b"", "") if newest is None else (newest.data, newest.codec)
+            newest = Staged(seq, *(encoded or before), tree)
         elif op == "amend":
             meta = slot.meta = Meta(burnt=meta.burnt + 1)
         elif op == "take":

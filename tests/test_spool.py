@@ -452,7 +452,7 @@ def test_what_a_live_writer_has_staged_is_found_every_time(tmp_path: Path) -> No
             for size in (50, 60_000):
                 last = 0
                 for _ in range(200):
-                    found = _spool.newest(_spool.regions(tmp_path / str(size)), CLAIM)
+                    found = newest(_spool.left_over(tmp_path / str(size)), CLAIM)
                     assert found is not None, "a live writer hid what it had staged before"
                     assert number_of(found.data) in (1, 98, 99)
                     assert found.seq >= last
@@ -462,6 +462,11 @@ def test_what_a_live_writer_has_staged_is_found_every_time(tmp_path: Path) -> No
 
 
 # Damage.
+
+
+def newest(paths: list[Path], claim: bytes) -> Staged | None:
+    """The newest state that a claim has staged."""
+    return max((found.staged for found in _spool.staged(paths, claim)), default=None)
 
 
 def region_of(directory: Path, *states: Staged) -> Path:
@@ -489,7 +494,7 @@ def test_every_flipped_bit_leaves_a_state_that_was_staged_or_none(tmp_path: Path
             bad = bytearray(good)
             bad[position] ^= 1 << bit
             path.write_bytes(bad)
-            found = _spool.newest([path], CLAIM)
+            found = newest([path], CLAIM)
             number = None if found is None else found.seq
             assert number in meant, (position, bit)
             if found is not None:
@@ -516,7 +521,7 @@ def test_no_damage_makes_a_state_that_nobody_staged(
     for position, data in damage:
         bad[position : position + len(data)] = data
     path.write_bytes(bad[: cut or None])
-    assert _spool.newest([path], CLAIM) in (None, *staged)
+    assert newest([path], CLAIM) in (None, *staged)
     shutil.rmtree(path.parent)
 
 
@@ -706,7 +711,7 @@ def test_a_fenced_handle_removes_its_own_region_and_no_other(url: str, tmp_path:
                     await opening.__aexit__(None, None, None)
                 (region,) = spool_files(spool)
                 assert region.name.startswith(new._held.record.claim.hex())
-                found = _spool.newest([region], new._held.record.claim)
+                found = newest([region], new._held.record.claim)
                 assert found is not None
                 assert found.data == state(3)
 
@@ -795,7 +800,7 @@ def test_the_newest_of_any_stages_is_read_back(
         if len(staged.data) <= SPOOL_LIMIT:
             expected = staged
         assert lane.takes(staged) == (expected is staged)
-        assert _spool.newest(_spool.regions(directory), CLAIM) == expected
+        assert newest(_spool.left_over(directory), CLAIM) == expected
     assert overflown == []
     lane.region = None
     shutil.rmtree(directory)
@@ -809,23 +814,23 @@ def test_the_fast_path_hands_on_what_does_not_fit(
     directory = tmp_path_factory.mktemp("spool") / "k"
     _spool.key_directory(directory.parent, directory.name)
     lane = Lane(Spool(directory, CLAIM), lambda seq, data: lane.stage(Staged(seq, data, "bytes")))
-    lane.reserve()
+    lane.reserve(None)
     for seq, size in enumerate(sizes, 1):
         data = state(seq, size)
         assert lane.region is not None
         lane.region.stage(seq, data)
-        newest = _spool.newest(_spool.regions(directory), CLAIM)
-        assert newest == Staged(seq, data, "bytes")
-        assert len(_spool.regions(directory)) == 1
+        found = newest(_spool.left_over(directory), CLAIM)
+        assert found == Staged(seq, data, "bytes")
+        assert len(_spool.left_over(directory)) == 1
     shutil.rmtree(directory)
 
 
 def test_a_region_of_another_claim_is_never_read(tmp_path: Path) -> None:
     path = region_of(tmp_path / "k", Staged(9, b"old", "bytes"))
-    assert _spool.newest([path], bytes(16)) is None
+    assert newest([path], bytes(16)) is None
     renamed = path.with_name(f"{bytes(16).hex()}.0")
     path.rename(renamed)
-    assert _spool.newest([renamed], bytes(16)) is None
+    assert newest([renamed], bytes(16)) is None
 
 
 def test_a_late_stage_into_a_removed_region_does_no_harm(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""The files of a checkpoint, into a store and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import xxhash
+
+from ._calls import bounded, read_blob, read_checked
+from ._errors import CorruptCheckpointError, StoreError
+from ._packing import Packing
+from ._records import Blob, Files
+from ._trees import Manifest, decode_manifest, encode_manifest, scan
+from ._unpacking import unpack
+from .abc import Store
+
+PACK = "pack-"
+MANIFEST = "tree-"
+_log = logging.getLogger("aiocheckpoint")
+
+
+async def store_tree(store: Store, key: str, tree_id: str, root: Path, base: Files | None) -> Files:
+    """Store what lies at `root`: the pack of what is not in `base`, then the manifest.
+
+    Raises:
+        OSError: something is wrong with the tree.
+        StoreError: the store cannot take it.
+
+    What of it was stored by then is named by no record, and is the next claim's to collect.
+    """
+    name = f"{tree_id}.{os.urandom(4).hex()}"  # a try that was given up may land late
+    before = None
+    if base is not None:
+        try:
+            before = await read_manifest(store, key, base)
+        except CorruptCheckpointError as exc:
+            _log.warning("%s; all files are stored anew", exc)
+    found = await asyncio.to_thread(scan, root)
+    packing = Packing(root, found, before, PACK + name)
+    size = sum(entry.identity.size for entry in found if entry.kind == "file")
+    async with aclosing(packing.chunks()) as chunks:
+        try:
+            first = await anext(chunks, b"")
+            if first:
+                put = store.put_blob(key, PACK + name, _chain(first, chunks))
+                await bounded(put, "put_blob", key, size=size)
+        except (OSError, StoreError):
+            if packing.failure is not None:
+                raise packing.failure from None
+            raise
+    manifest = packing.manifest()
+    frame = encode_manifest(manifest)
+    await bounded(store.put_blob(key, MANIFEST + name, frame), "put_blob", key, size=len(frame))
+    return _files(tree_id, _blob(MANIFEST + name, frame), manifest)
+
+
+def _blob(name: str, frame: bytes) -> Blob:
+    return Blob(name, len(frame), xxhash.xxh3_128_digest(frame))
+
+
+def _files(tree_id: str, blob: Blob, manifest: Manifest) -> Files:
+    files = [entry for entry in manifest.entries if entry.kind == "file"]
+    return Files(
+        id=tree_id,
+        manifest=blob,
+        packs=tuple(pack.name for pack in manifest.packs),
+        count=len(files),
+        size=sum(entry.size for entry in files),
+    )
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def read_manifest(store: Store, key: str, files: Files) -> Manifest:
+    """The manifest that a record names.
+
+    Raises:
+        CorruptCheckpointError: it is missing or damaged.
+        StoreError: it cannot be read.
+    """
+    frame = await read_checked(store, key, files.manifest, "the list of files")
+    return decode_manifest(key, frame)
+
+
+async def find_tree(store: Store, key: str, tree_id: str, blobs: list[str]) -> Files | None:
+    """A tree of this id whose blobs are there, though no record may name them."""
+    for name in blobs:
+        if not name.startswith(f"{MANIFEST}{tree_id}."):
+            continue
+        try:
+            frame = await read_blob(store, key, name, 0)
+            manifest = decode_manifest(key, frame)
+        except (CorruptCheckpointError, FileNotFoundError):
+            continue
+        files = _files(tree_id, _blob(name, frame), manifest)
+        if files.blobs <= frozenset(blobs):
+            return files
+    return None
+
+
+async def check_tree(store: Store, key: str, files: Files) -> None:
+    """See whether the blobs of a tree are there; what is in its packs is not read.
+
+    Raises:
+        CorruptCheckpointError: one is missing, or the manifest is damaged.
+    """
+    await read_manifest(store, key, files)
+    missing = files.blobs.difference(await bounded(store.list_blobs(key), "list_blobs", key))
+    if missing:
+        raise CorruptCheckpointError(f"files of {key!r} are missing: no {min(missing)}")
+
+
+async def restore_tree(store: Store, key: str, files: Files, target: Path) -> None:
+    """Make the tree anew at `target`; see `unpack`."""
+
+    async def read(name: str, start: int, size: int) -> AsyncIterator[bytes]:
+        chunks = store.open_blob(key, name, start, size)
+        try:
+            while chunk := await bounded(anext(chunks, b""), "open_blob", key):
+                yield chunk
+        except FileNotFoundError:
+            raise CorruptCheckpointError(f"files of {key!r} are missing: no {name}") from None
+
+    await unpack(key, await read_manifest(store, key, files), target, read)

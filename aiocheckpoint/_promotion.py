@@ -1,0 +1,112 @@
+"""Promotion: which state a claim carries on, and with which files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from . import _spool
+from ._errors import StoreError
+from ._files import find_tree, store_tree
+from ._heads import Found
+from ._held import Held
+from ._records import Files
+from ._region import Moved, Staged, Tree
+from .abc import Store
+
+_log = logging.getLogger("aiocheckpoint")
+
+
+class Newest:
+    """Looks for the newest state of a key: in the store, the spool, and this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        found: Found | None,
+        blobs: list[str],
+        left: list[Path],
+        before: Held | None,
+    ) -> None:
+        """`left` is what lies in the spool; `before` is a handle that could not store its last."""
+        self._store = store
+        self._key = key
+        self._found = found
+        self._blobs = blobs
+        self._left = left
+        self._before = before
+
+    async def state(self, *, fresh: bool) -> tuple[Staged | None, bytes, bool]:
+        """The state to carry on, the claim that staged it, and whether it comes from the spool
+        instead of the store. Its files are stored.
+
+        What the head's own claim staged counts; if that is nothing, what the claim staged whose
+        state the head still carries on: claims after it have stored nothing newer. Every other
+        region was superseded, or belongs to a run that was deleted.
+        """
+        found = self._found
+        if found is None or fresh:
+            return None, b"", False
+        record = found.record
+        origin = record.origin or record.claim
+        for claim in dict.fromkeys((record.claim, origin)):
+            for staged, tree in self._staged_by(claim):
+                if staged.seq <= record.seq:
+                    break
+                try:
+                    files = await self._stored(tree)
+                except LookupError:
+                    _log.warning(
+                        "seq %d of %r in the spool is not used: the files that it goes with are"
+                        " not there",
+                        staged.seq,
+                        self._key,
+                    )
+                    continue
+                return staged._replace(tree=files), claim, True
+        return found.state, origin, False
+
+    def _staged_by(self, claim: bytes) -> list[tuple[Staged, str | Tree | None]]:
+        """What a claim has staged and, or under which id, the files that belong to it; the newest
+        first."""
+        found: list[tuple[Staged, str | Tree | None]] = [
+            (recovered.staged, recovered.tree_id) for recovered in _spool.staged(self._left, claim)
+        ]
+        before = self._before
+        if before is not None and before.record.claim == claim and (own := before.slot.newest()):
+            found.append((own, before.files_of(own.tree) or own.tree))
+        return sorted(found, key=lambda each: each[0].seq, reverse=True)
+
+    async def _stored(self, tree: str | Tree | None) -> Files | None:
+        """The files in the store, to which what was moved into the spool is put first.
+
+        Raises:
+            LookupError: they are nowhere.
+            StoreError: they cannot be read or stored.
+        """
+        if tree is None or isinstance(tree, Files):
+            return tree
+        tree_id = tree if isinstance(tree, str) else tree.id
+        assert self._found is not None
+        head = self._found.record.files
+        if tree_id == ("" if head is None else head.id):
+            return head
+        if files := await find_tree(self._store, self._key, tree_id, self._blobs):
+            return files
+        paths = [path for path in self._left if path.name == tree_id + _spool.TREE]
+        if isinstance(tree, Moved):
+            paths.append(tree.path)
+        if not paths:
+            raise LookupError(tree_id)
+        try:
+            new = f"{os.urandom(16).hex()}-0"
+            return await store_tree(self._store, self._key, new, paths[0], head)
+        except OSError as exc:
+            raise StoreError(
+                f"files that were saved with move=True cannot be read from the spool ({exc}): mend"
+                f" that, or remove {paths[0]} to go back to what was stored before them",
+                op="open",
+                key=self._key,
+            ) from exc
