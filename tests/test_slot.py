@@ -70,7 +70,8 @@ def test_slot_behaves_like_its_model(
             encoded = None if state is None else (state, codec)
             seq = slot.put_tree(tree, encoded)
             before = (b"", "") if newest is None else (newest.data, newest.codec)
-            newest = Staged(seq, *(encoded or before), tree)
+            state, codec = encoded or before
+            newest = Staged(seq, state, codec, tree)
         elif op == "amend":
             meta = slot.meta = Meta(burnt=meta.burnt + 1)
         elif op == "take":
