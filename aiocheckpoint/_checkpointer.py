@@ -178,8 +178,13 @@ class Checkpointer(Generic[T]):
         await anyio.lowlevel.checkpoint()  # first, so that who swallows errors can be cancelled
         if error is not None:
             raise error.with_traceback(None)
+        self._stop_here()
+
+    def _stop_here(self) -> None:
+        slot = self._slot
         if slot.stopping and self._stops:
-            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {slot.seq}")
+            seq = slot.newest_seq
+            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {seq}")
 
     @overload
     async def read(self) -> T | None: ...
@@ -194,6 +199,9 @@ class Checkpointer(Generic[T]):
             CodecError: the state was written by another codec, or does not fit the type.
         """
         await anyio.lowlevel.checkpoint()
+        return self._read(default)
+
+    def _read(self, default: object) -> object:
         self._slot.check_open()
         staged = self._slot.newest()
         if staged is None or not staged.codec:
@@ -342,17 +350,7 @@ class Checkpointer(Generic[T]):
 
     async def _leave(self, exc: BaseException | None, timeout: float) -> None:
         """Close, and wait until all is stored; `exc` is what the body ends with."""
-        held, slot = self._held, self._slot
-        if held.deleted:
-            return
-        slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
-        leaving: Future[None] = Future()
-        held.leaving = leaving
-        self._io.owe(leaving)
-        try:
-            self._io.post(self._writer.leave, held, timeout)
-        except ClosedError as closed:
-            leaving.set_exception(closed)
+        leaving = self._close(timeout)
         try:
             if isinstance(exc, GeneratorExit):  # a closing coroutine must not wait on the loop
                 _io_thread.block(leaving)
@@ -361,6 +359,26 @@ class Checkpointer(Generic[T]):
         except BaseException:
             leaving.add_done_callback(self._report)
             raise
+        self._left(leaving, exc)
+
+    def _close(self, timeout: float) -> Future[None]:
+        """Refuse every later write. The future is done when all is stored, or its time is over."""
+        held, slot = self._held, self._slot
+        leaving: Future[None] = Future()
+        if held.deleted:
+            leaving.set_result(None)
+            return leaving
+        slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
+        held.leaving = leaving
+        self._io.owe(leaving)
+        try:
+            self._io.post(self._writer.leave, held, timeout)
+        except ClosedError as closed:
+            leaving.set_exception(closed)
+        return leaving
+
+    def _left(self, leaving: Future[None], exc: BaseException | None) -> None:
+        """Say how leaving went: raise it, or attach it to what the body ends with."""
         if leaving.done():
             error = self._failure(leaving)
             if exc is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
 from pathlib import Path
 
-from . import _io_thread, _spool
+from . import _spool
 from ._calls import bounded
 from ._errors import KeyInUseError
 from ._held import Held
@@ -65,9 +66,9 @@ class Engine:
         if self.open.get(key) is owner:
             del self.open[key]
 
-    async def start(self) -> None:
+    def start(self) -> Future[None]:
         """From the user's side: have a writer made on the I/O loop."""
-        await _io_thread.result(self.io.call(self._make_writer()))
+        return self.io.call(self._make_writer())
 
     async def _make_writer(self) -> None:
         self.writer = Writer(self.store)

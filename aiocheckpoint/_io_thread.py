@@ -214,6 +214,19 @@ async def done_or_blocked(future: Future[Any]) -> None:
         raise
 
 
+def wait(future: Future[Any], timeout: float) -> None:
+    """Wait without a loop, for those who have none; never raise the future's error.
+
+    Not on an I/O thread either: the garbage collector may close a generator there.
+    """
+    if not on_io_thread():
+        concurrent.futures.wait([future], timeout=timeout)
+
+
+def on_io_thread() -> bool:
+    return any(thread.is_current for thread in list(_threads))
+
+
 _patience = 1.0
 """Seconds for which this process may still block loops; shared by all, never refilled."""
 
@@ -224,7 +237,7 @@ def block(future: Future[Any]) -> None:
     Never on an I/O thread: the garbage collector may close an abandoned coroutine there.
     """
     global _patience
-    if any(thread.is_current for thread in list(_threads)):
+    if on_io_thread():
         return
     started = time.monotonic()
     try:

@@ -76,20 +76,9 @@ class Runtime:
         self._engine: Engine | None = None
 
     async def __aenter__(self) -> Self:
-        if self._engine is not None:
-            raise ClosedError("a runtime is entered once: make a new one")
-        location = self._location
-        owned = isinstance(location, (str, os.PathLike))
-        store = open_store(location) if isinstance(location, (str, os.PathLike)) else location
-        engine = Engine(
-            store,
-            spool_base(self._spool, store),
-            self._stopping,
-            owned=owned,
-            flush_timeout=self._flush_timeout,
-        )
+        engine = self._make_engine()
         try:
-            await engine.start()
+            await _io_thread.result(engine.start())
             self._signals.install()
         except BaseException:
             engine.io.finish()
@@ -98,6 +87,20 @@ class Runtime:
         if self._stopping.requested:
             engine.io.post(engine.stop)
         return self
+
+    def _make_engine(self) -> Engine:
+        if self._engine is not None:
+            raise ClosedError("a runtime is entered once: make a new one")
+        location = self._location
+        owned = isinstance(location, (str, os.PathLike))
+        store = open_store(location) if isinstance(location, (str, os.PathLike)) else location
+        return Engine(
+            store,
+            spool_base(self._spool, store),
+            self._stopping,
+            owned=owned,
+            flush_timeout=self._flush_timeout,
+        )
 
     async def __aexit__(
         self,
