@@ -1,5 +1,6 @@
 """An asyncio-native checkpoint runtime: write never waits, leaving never loses."""
 
+from . import blocking
 from ._checkpointer import Checkpointer
 from ._codecs import MsgspecCodec, PickleCodec
 from ._errors import (
@@ -52,6 +53,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "Task",
+    "blocking",
     "current",
     "open",
     "run",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import operator
 import re
 import sys
 import typing
@@ -61,6 +62,11 @@ A key is a str of 1 to 200 bytes of UTF-8 without control characters. It may hol
 `/` and `..` included: it is no path.
 """,
         ["open", "Checkpointer"],
+    ),
+    (
+        "Programs without an event loop",
+        "",
+        ["blocking", "blocking.open", "blocking.Checkpointer"],
     ),
     ("Running tasks", "", ["Runtime", "run", "task", "Task", "current"]),
     ("Retries", "", ["RetryPolicy", "RecoverableError", "NonRecoverableError"]),
@@ -171,6 +177,9 @@ def section(path: str, thing: object) -> Iterator[str]:
     """The section of one public name."""
     name = path.rpartition(".")[2]
     yield f"### `{path}`"
+    if inspect.ismodule(thing):
+        yield prose(thing)
+        return
     if not isinstance(thing, type):
         yield signature(name, thing)
         yield prose(thing)
@@ -179,7 +188,7 @@ def section(path: str, thing: object) -> Iterator[str]:
         yield signature(name, thing)
     yield prose(thing)
     if not issubclass(thing, Exception) and not path.startswith("aiocheckpoint.stores"):
-        yield from members(name, thing)
+        yield from members(path if path.startswith("blocking.") else name, thing)
 
 
 def made_by_users(cls: type) -> bool:
@@ -274,7 +283,7 @@ def page() -> str:
     for title, words, names in GROUPS:
         parts += [f"## {title}", words]
         for name in names:
-            parts += section(name, getattr(aiocheckpoint, name))
+            parts += section(name, operator.attrgetter(name)(aiocheckpoint))
     for name, store in (("file", FileStore), ("memory", MemoryStore), ("sqlite", SqliteStore)):
         parts += section(f"aiocheckpoint.stores.{name}.{store.__name__}", store)
     parts.append(CLOSING)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 import aiocheckpoint
-from aiocheckpoint import Checkpointer, RetryPolicy, Runtime, Task
+from aiocheckpoint import Checkpointer, RetryPolicy, Runtime, Task, blocking
 
 from .support import run_script
 
 FUNCTIONS = {"open", "run", "task", "current"}
 CLASSES = {"Checkpointer", "Runtime", "RetryPolicy", "Task", "Checkpoint", "Statistics"}
+MODULES = {"blocking"}
 CONTRACTS = {"Store", "Codec", "MsgspecCodec", "PickleCodec"}
 TREE = {
     "CheckpointError": Exception,
@@ -36,7 +37,7 @@ TREE = {
 
 def test_all_is_the_contract() -> None:
     """`__all__` is what the design names, sorted, and nothing else."""
-    names = FUNCTIONS | CLASSES | CONTRACTS | set(TREE)
+    names = FUNCTIONS | CLASSES | CONTRACTS | MODULES | set(TREE)
     assert set(aiocheckpoint.__all__) == names
     assert sorted(aiocheckpoint.__all__) == aiocheckpoint.__all__
     assert all(hasattr(aiocheckpoint, name) for name in names)
@@ -50,7 +51,11 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert doc.split("\n")[0].rstrip().endswith((".", ":", ",")) or "\n" in doc
 
 
-@pytest.mark.parametrize("of", [Checkpointer, Runtime, RetryPolicy, Task], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "of",
+    [Checkpointer, blocking.Checkpointer, Runtime, RetryPolicy, Task],
+    ids=lambda c: f"{c.__module__}.{c.__name__}",
+)
 def test_every_public_method_has_a_docstring(of: type) -> None:
     """So does each method and property."""
     members: dict[str, Any] = {

@@ -24,6 +24,7 @@ from aiocheckpoint import (
     Statistics,
     Store,
     Task,
+    blocking,
     task,
 )
 from aiocheckpoint.stores.memory import MemoryStore
@@ -80,6 +81,30 @@ async def opening() -> None:
     aiocheckpoint.open(memory, "k", codec=NoCodec())  # type: ignore[call-overload]
     aiocheckpoint.open(memory)  # type: ignore[call-overload]
     aiocheckpoint.open(7, "k")  # type: ignore[call-overload]
+
+
+def opening_without_a_loop(cp: Checkpointer[State]) -> None:
+    with aiocheckpoint.blocking.open("sqlite:jobs.db", "k") as plain:
+        assert_type(plain, blocking.Checkpointer[bytes])
+    with blocking.open(Path("jobs"), "k", type=State, keep=2, spool=None) as typed:
+        assert_type(typed, blocking.Checkpointer[State])
+    with blocking.open(memory, "k", codec=Hex()) as coded:
+        assert_type(coded, blocking.Checkpointer[int])
+    assert_type(blocking.Checkpointer(cp), blocking.Checkpointer[State])
+    assert_type(typed.read(), State | None)
+    assert_type(typed.read(State(0)), State)
+    assert_type(typed.read(default=0), State | int)
+    assert_type(typed.write(State(1)), int)
+    assert_type(typed.latest(), Checkpoint | None)
+    assert_type(typed.statistics(), Statistics)
+    assert_type((typed.key, typed.epoch, typed.attempt), tuple[str, int, int])
+    assert_type((typed.resumed, typed.due, typed.stopping), tuple[bool, bool, bool])
+
+    typed.write(1)  # type: ignore[arg-type]
+    typed.key = "other"  # type: ignore[misc]
+    blocking.open(memory, "k", type=State, codec=Hex())  # type: ignore[call-overload]
+    blocking.open(memory)  # type: ignore[call-overload]
+    blocking.Checkpointer(typed)  # type: ignore[arg-type]
 
 
 async def opening_in_a_runtime(rt: Runtime) -> None:
