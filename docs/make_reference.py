@@ -187,14 +187,15 @@ def section(path: str, thing: object) -> Iterator[str]:
     if made_by_users(thing):
         yield signature(name, thing)
     yield prose(thing)
-    if not issubclass(thing, Exception) and not path.startswith("aiocheckpoint.stores"):
+    if not issubclass(thing, BaseException) and not path.startswith("aiocheckpoint.stores"):
         yield from members(path if path.startswith("blocking.") else name, thing)
 
 
 def made_by_users(cls: type) -> bool:
     if issubclass(cls, aiocheckpoint.CheckpointError) or getattr(cls, "_is_protocol", False):
         return False
-    return cls.__init__ is not Exception.__init__ and cls.__name__ not in MADE_BY_US
+    plain = (Exception.__init__, BaseException.__init__)
+    return cls.__init__ not in plain and cls.__name__ not in MADE_BY_US
 
 
 def members(name: str, cls: type) -> Iterator[str]:
@@ -244,7 +245,8 @@ def _signature(name: str, function: Callable[..., object]) -> str:
         if p.kind is p.KEYWORD_ONLY and not any(part[0] == "*" for part in parts):
             parts.append("*")
         star = "*" if p.kind is p.VAR_POSITIONAL else ""
-        default = "" if p.default is p.empty else f" = {p.default!r}"
+        value = p.default.__name__ if isinstance(p.default, type) else repr(p.default)
+        default = "" if p.default is p.empty else f" = {value}"
         parts.append(f"{star}{p.name}: {p.annotation}{default}")
         if p.kind is p.POSITIONAL_ONLY:
             parts.append("/")

@@ -7,6 +7,7 @@ since an ignore that is not needed is one itself.
 from __future__ import annotations
 
 import functools
+import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from aiocheckpoint import (
     task,
 )
 from aiocheckpoint.stores.memory import MemoryStore
-from aiocheckpoint.testing import FaultyStore
+from aiocheckpoint.testing import FaultyStore, check_resumes, interrupt_at, no_waiting
 
 
 @dataclass
@@ -209,6 +210,21 @@ def script() -> None:
 async def plain_function(cp: Checkpointer[bytes]) -> None:
     assert_type(await train.fn(cp, "a", 1), list[float])
     assert_type(aiocheckpoint.current(), Checkpointer[Any])
+
+
+# Tests of tasks
+
+
+async def testing(rt: Runtime) -> int:
+    assert_type(await check_resumes(train, "a", 1, lost=True), list[float])
+    assert_type(await check_resumes(plain, "a", 1, key="k", at=range(1, 3)), list[float])
+    await check_resumes(train, "a")  # type: ignore[arg-type]
+    interrupt_at(3)  # type: ignore[call-arg]
+    interrupt_at(write=3, by=15)  # type: ignore[arg-type]
+    interrupt_at(write=3, by=signal.SIGTERM, key="k")
+    with no_waiting(), interrupt_at(write=3, by=OSError("no")):
+        raise OSError
+    return 1  # reachable: the block may swallow what it raised
 
 
 # Runtimes

@@ -2,5 +2,15 @@
 
 from .contract import StoreContract
 from .faults import FaultyStore, SlowStore, Wrapper
+from .tasks import Interrupted, check_resumes, interrupt_at, no_waiting
 
-__all__ = ["FaultyStore", "SlowStore", "StoreContract", "Wrapper"]
+__all__ = [
+    "FaultyStore",
+    "Interrupted",
+    "SlowStore",
+    "StoreContract",
+    "Wrapper",
+    "check_resumes",
+    "interrupt_at",
+    "no_waiting",
+]
