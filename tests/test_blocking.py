@@ -319,6 +319,28 @@ def test_many_threads_write_at_once(store: MemoryStore) -> None:
     assert stored(store) == (count * each, together[count * each])
 
 
+def test_threads_that_write_while_the_block_is_left(store: MemoryStore) -> None:
+    """A write that returned is stored, one that came too late raises ClosedError."""
+    written: list[int] = []
+    gate = threading.Barrier(5)
+
+    def work() -> None:
+        gate.wait()
+        with contextlib.suppress(ClosedError):
+            while True:
+                written.append(cp.write(b"x"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    with blocking.open(store, "k", min_interval=0) as cp:
+        for thread in threads:
+            thread.start()
+        gate.wait()
+        poll(lambda: len(written) > 100)
+    for thread in threads:
+        thread.join()
+    assert stored(store) == (max(written), b"x")
+
+
 def test_threads_that_flush_and_look_at_once(store: MemoryStore) -> None:
     """flush(), read(), latest() and statistics() may be called from several threads at once."""
     errors: list[BaseException] = []
