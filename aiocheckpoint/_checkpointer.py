@@ -26,7 +26,7 @@ from ._writer import Writer, into
 T = TypeVar("T")
 D = TypeVar("D")
 
-_KEEP: Any = ...
+KEEP: Any = ...  # the state, in a save without one
 _STARVED, _BREATH = 0.03, 0.0002  # seconds
 
 
@@ -46,7 +46,8 @@ class Checkpointer(Generic[T]):
         self._io = io
         self._coder = coder
         self._flush_timeout = flush_timeout
-        self._thread = get_ident()
+        self._thread: int | None = get_ident()
+        """The thread whose loop owns it; None if it is used by `write_nowait` alone, from any."""
         self._breathed = 0.0
         self._unheard_since = 0.0
         self._stops = False
@@ -136,13 +137,6 @@ class Checkpointer(Generic[T]):
             raise error.with_traceback(None)
         return seq
 
-    def _check_thread(self, name: str) -> None:
-        if get_ident() != self._thread:
-            raise RuntimeError(
-                f"{name}() of {self.key!r} is for the event loop that opened it: call"
-                " write_nowait() from other threads"
-            )
-
     def _breathe(self) -> float:
         """Give the interpreter away for a moment if the I/O thread has long waited for it.
 
@@ -159,7 +153,11 @@ class Checkpointer(Generic[T]):
     async def _attend(self) -> None:
         slot = self._slot
         slot.check_open()  # the runtime may have ended in the midst of this write
-        self._check_thread("write")
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                f"write() of {slot.key!r} is for the event loop that opened it: call write_nowait()"
+                " from other threads"
+            )
         attention = slot.attention
         if attention is not IDLE and attention is not ALERT:
             self._writer.yielding.append(slot)
@@ -227,7 +225,7 @@ class Checkpointer(Generic[T]):
         raise self._held.timed_out()
 
     async def save(
-        self, path: str | os.PathLike[str], *, state: T = _KEEP, move: bool = False
+        self, path: str | os.PathLike[str], *, state: T = KEEP, move: bool = False
     ) -> int:
         """Keep a file or a directory tree, with the state that it goes with; return the seq.
 
@@ -255,15 +253,21 @@ class Checkpointer(Generic[T]):
                 a `state` was given: without one more is to come.
             ClosedError: the handle is closed.
         """
-        slot = self._slot
-        slot.check_open()
-        self._check_thread("save")
-        given = state is not _KEEP
-        encoded = self._coder.encode(state) if given else None
+        encoded = self._encoded(state)
         seq = await (self._move if move else self._save)(Path(path), encoded)
-        if given and slot.stopping and self._stops:
-            raise StoppedError(f"the runtime is stopping; {slot.key!r} resumes at seq {seq}")
+        if encoded is not None:
+            self._stop_here()
         return seq
+
+    def _encoded(self, state: T) -> tuple[bytes, str] | None:
+        """The state of a save, if it has one; refuses a save that may not be."""
+        self._slot.check_open()
+        if self._thread not in (get_ident(), None):
+            raise RuntimeError(
+                f"save() of {self.key!r} is for the event loop that opened it: call it there, from"
+                " a worker thread by anyio.from_thread.run"
+            )
+        return None if state is KEEP else self._coder.encode(state)
 
     async def _save(self, path: Path, encoded: tuple[bytes, str] | None) -> int:
         held, saves = self._held, self._writer.saves

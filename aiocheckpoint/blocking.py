@@ -17,10 +17,12 @@ import contextvars
 import os
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from . import _io_thread
+from ._checkpointer import KEEP
 from ._checkpointer import Checkpointer as AsyncCheckpointer
 from ._codecs import Coder
 from ._errors import ClosedError
@@ -73,7 +75,7 @@ class Checkpointer(Generic[T]):
 
     @property
     def resumed(self) -> bool:
-        """True if there was a state when the key was opened."""
+        """True if there was a state, or files, when the key was opened."""
         return self._cp.resumed
 
     @property
@@ -123,6 +125,36 @@ class Checkpointer(Generic[T]):
             FencedError, StoreError: it never will be.
         """
         _result(self._cp._io, self._cp.flush())
+
+    def save(self, path: str | os.PathLike[str], *, state: T = KEEP, move: bool = False) -> int:
+        """Keep a file or a directory tree, with the state that it goes with; return the seq.
+
+        As `aiocheckpoint.Checkpointer.save`: it returns when all is stored; with `move=True` the
+        files are taken by rename, and it returns when that is staged.
+
+        Raises:
+            OSError: the files cannot be read, or were changed meanwhile.
+            CodecError, FencedError, StoreError, FlushTimeoutError, StoppedError, ClosedError:
+                as there.
+            RuntimeError: an async handle is wrapped: its loop is to save.
+        """
+        cp = self._cp
+        encoded = cp._encoded(state)
+        keep = cp._move if move else cp._save
+        seq = _result(cp._io, keep(Path(path), encoded))
+        if encoded is not None:
+            cp._stop_here()
+        return seq
+
+    def restore(self, path: str | os.PathLike[str]) -> Path | None:
+        """Make the files of the newest `save` anew; the path, or None if nothing was saved.
+
+        Raises:
+            FileExistsError: there is something already, other than an empty directory for a tree.
+            CorruptCheckpointError, OSError, StoreError, FlushTimeoutError:
+                as `aiocheckpoint.Checkpointer.restore`.
+        """
+        return _result(self._cp._io, self._cp.restore(path))
 
     def latest(self) -> Checkpoint | None:
         """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.
@@ -227,6 +259,7 @@ class _Opening(Generic[T]):
             runtime._engine = engine
             opening = runtime._opening(self._key, self._coder, plain_open)
             self._cp = _result(io, opening.__aenter__())
+            self._cp._thread = None
         except BaseException:
             _end(io)
             raise

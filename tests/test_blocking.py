@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
@@ -29,6 +30,7 @@ from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore
 
 from .support import Script, files, io_threads_end, poll, run_script, stored, stored_state, true
+from .trees import make, seen
 
 DEADLINE = 20
 
@@ -616,3 +618,42 @@ assert aiocheckpoint.blocking.open
 assert threading.active_count() == 1
 """
     )
+
+
+def test_files_are_saved_and_restored(tmp_path: Path) -> None:
+    """`save` and `restore` are those of the async handle, from any thread, moved or not."""
+    url = f"sqlite:{tmp_path}/s.db"
+    source = make(tmp_path / "source", a=b"a", b__c=b"c")
+    before = seen(source)
+    with blocking.open(url, "k") as cp:
+        assert cp.restore(tmp_path / "out") is None
+        thread = threading.Thread(target=lambda: cp.save(source, state=b"1"))
+        thread.start()
+        thread.join()
+        cp.write(b"2")
+        assert cp.restore(tmp_path / "out") == tmp_path / "out"
+    with blocking.open(url, "k") as cp:
+        assert cp.read() == b"2"
+        cp.save(tmp_path / "out", move=True)
+        assert not (tmp_path / "out").exists()
+        with pytest.raises(FileNotFoundError):
+            cp.save(tmp_path / "out")
+    with blocking.open(url, "k") as cp:
+        assert cp.read() == b"2"
+        cp.restore(tmp_path / "again")
+    assert seen(tmp_path / "again") == before
+
+
+async def test_a_wrapped_handle_saves_on_its_own_loop(tmp_path: Path) -> None:
+    """From a worker thread the save of an async handle is refused, with the way to do it."""
+    source = make(tmp_path / "source", a=b"a")
+    async with aiocheckpoint.open("memory:", "k") as cp:
+
+        def callback() -> None:
+            with pytest.raises(RuntimeError, match=r"anyio\.from_thread\.run"):
+                blocking.Checkpointer(cp).save(source)
+            anyio.from_thread.run(cp.save, source)
+            assert blocking.Checkpointer(cp).restore(tmp_path / "out")
+
+        await anyio.to_thread.run_sync(callback)
+    assert seen(tmp_path / "out") == seen(source)

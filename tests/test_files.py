@@ -240,14 +240,12 @@ async def test_no_record_ever_has_a_state_with_other_files(tmp_path: Path) -> No
                 saved = number
             over.set()
             await anyio.to_thread.run_sync(thread.join)
-    seen_with = 0
     for state, pair_id in store.pairs:
-        word, _, number = state.partition(b" ")
+        word, _, which = state.partition(b" ")
         if word == b"with":
-            seen_with += 1
-            assert pair_id == ids[int(number)]
+            assert pair_id == ids[int(which)]
         elif state:  # written after that save was over: with its files, or with newer ones
-            assert ids.index(pair_id) >= int(number)
+            assert ids.index(pair_id) >= int(which)
     assert len(set(ids)) == 16
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -469,3 +470,23 @@ async def test_retries_of_a_checked_task_do_not_wait() -> None:
     policy = RetryPolicy(on=OSError, retries=2, wait_initial=3600, wait_max=3600)
     with anyio.fail_after(20):
         assert await check_resumes(job, key="k", retry=policy, at=[1]) == "done"
+
+
+async def test_a_save_counts_as_a_write(tmp_path: Path) -> None:
+    """A task that saves files is interrupted after a save and resumes from its files."""
+    (tmp_path / "work").mkdir()
+
+    async def job(cp: Checkpointer[bytes]) -> str:
+        work = tmp_path / f"work{cp.attempt}"
+        shutil.rmtree(work, ignore_errors=True)
+        if await cp.restore(work) is None:
+            work.mkdir()
+        for n in range(int(await cp.read(b"0")), 4):
+            (work / f"{n}").write_text(f"{n}")
+            await cp.save(work, state=b"%d" % (n + 1))
+        return "".join(sorted(path.read_text() for path in work.iterdir()))
+
+    assert await check_resumes(job, key="k") == "0123"
+    with interrupt_at(write=1), blocking.open("memory:", "k") as cp:
+        cp.save(tmp_path / "work")
+        raise AssertionError("it was not interrupted")

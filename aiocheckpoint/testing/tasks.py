@@ -8,9 +8,11 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
+from .. import blocking
 from .._checkpointer import Checkpointer
 from .._policy import RetryPolicy
 from .._runner import Run
@@ -38,8 +40,8 @@ def interrupt_at(
 ) -> AbstractContextManager[None, bool]:
     """Within this block, interrupt whoever makes the `write`-th write, once that is staged.
 
-    The block counts the writes (`write` and `write_nowait`, of the blocking handle as well) that
-    are made in this process while it lasts, over keys, attempts and runs, and interrupts once.
+    The block counts the writes (`write`, `write_nowait` and `save`, of the blocking handle as well)
+    that are made in this process while it lasts, over keys, attempts and runs, and interrupts once.
     An `Interrupted` ends with the block, which therefore stands for the process: what comes after
     it is the next one. Any other exception goes its own way. Blocks may overlap.
 
@@ -103,10 +105,10 @@ async def check_resumes(
     """
 
     async def run(store: MemoryStore) -> R:
-        async with Runtime(store, spool=None) as rt:
+        async with Runtime(store, spool=spool) as rt:
             return await rt.run(fn, *args, key=key, retry=retry)
 
-    with no_waiting():
+    with no_waiting(), TemporaryDirectory() as spool:
         with _Watch() as undisturbed:
             expected = await run(MemoryStore())
         if not undisturbed.writes:
@@ -173,13 +175,15 @@ class _Watch:
         self._lock = threading.Lock()
 
     def __enter__(self) -> _Watch:
-        _counting.__enter__()
+        for patch in _counting:
+            patch.__enter__()
         _watches.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         _watches.remove(self)
-        _counting.__exit__()
+        for patch in _counting:
+            patch.__exit__()
 
     def sees(self, cp: Checkpointer[Any]) -> bool:
         """Count a write about to be made; True if it is to be interrupted once it has been."""
@@ -251,6 +255,8 @@ def _seen(cp: Checkpointer[Any]) -> Iterator[None]:
 
 _plain_write = Checkpointer.write
 _plain_write_nowait = Checkpointer.write_nowait
+_plain_save = Checkpointer.save
+_plain_blocking_save = blocking.Checkpointer.save
 _plain_nap = Run._nap
 
 
@@ -266,10 +272,25 @@ def _write_nowait(self: Checkpointer[T], state: T) -> int:
         return _plain_write_nowait(self, state)
 
 
+@functools.wraps(_plain_save)
+async def _save(self: Checkpointer[T], *args: Any, **kwargs: Any) -> int:
+    with _seen(self):
+        return await _plain_save(self, *args, **kwargs)
+
+
+@functools.wraps(_plain_blocking_save)
+def _blocking_save(self: blocking.Checkpointer[T], *args: Any, **kwargs: Any) -> int:
+    with _seen(self._cp):
+        return _plain_blocking_save(self, *args, **kwargs)
+
+
 async def _nap_at_once(self: Run[Any, Any, Any], wait: float) -> None:
     await _plain_nap(self, 0.0)
 
 
 _watches: list[_Watch] = []
-_counting = _Patch(Checkpointer, write=_write, write_nowait=_write_nowait)
+_counting = (
+    _Patch(Checkpointer, write=_write, write_nowait=_write_nowait, save=_save),
+    _Patch(blocking.Checkpointer, save=_blocking_save),
+)
 _at_once = _Patch(Run, _nap=_nap_at_once)
