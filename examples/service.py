@@ -284,9 +284,10 @@ def main() -> None:
         parser.error("--workers is 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.setLevel(logging.DEBUG if options.verbose else logging.INFO)
-    # uvicorn handles the signal, and raises it again when it has shut down: then we exit with 143,
-    # also as process 1 of a container, which does not die of signals by itself
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # uvicorn handles these, and raises them again when it has shut down: then we exit by ourselves,
+    # also as process 1 of a container, which does not die of signals
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         listener = socket.create_server((options.host, options.port))
     except (OSError, OverflowError) as exc:
@@ -299,10 +300,7 @@ def main() -> None:
         access_log=False,
         timeout_graceful_shutdown=DRAIN,
     )
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

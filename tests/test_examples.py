@@ -166,7 +166,7 @@ class Service:
         deadline = time.monotonic() + WITHIN
         while not condition(found := self.progress()):
             assert time.monotonic() < deadline, f"it never came true: {found}"
-            time.sleep(0.01)
+            time.sleep(0.02)
         return found
 
     def end(self, number: int) -> int:
@@ -231,8 +231,8 @@ def test_jobs_go_on_after_a_restart(tmp_path: Path, number: int, status: int) ->
         parts = [part for part in parts if part]
         assert sorted({step for part in parts for step in part}) == list(range(1, steps + 1))
         assert all(part == list(range(part[0], part[-1] + 1)) for part in parts)
-        repeated = [after[0] == before[-1] for before, after in pairwise(parts)]
-        assert number == signal.SIGKILL or not any(repeated)
+        ahead = {after[0] - before[-1] for before, after in pairwise(parts)}
+        assert ahead <= ({0, 1} if number == signal.SIGKILL else {1})
 
 
 @pytest.fixture(scope="module")
