@@ -127,8 +127,11 @@ class Commits:
             if record.blob is None:
                 name = state_name(record)
                 put = self.store.put_blob(key, name, data)
+                digesting = asyncio.ensure_future(
+                    asyncio.to_thread(xxhash.xxh3_128_digest, data)
+                )  # beside the disk, which takes longer
                 await bounded(put, "put_blob", key, size=len(data))
-                blob = Blob(name, len(data), await asyncio.to_thread(xxhash.xxh3_128_digest, data))
+                blob = Blob(name, len(data), await digesting)
                 record = msgspec.structs.replace(record, blob=blob)
             data = b""
         return record, encode_record(record, data)

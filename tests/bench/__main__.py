@@ -13,28 +13,29 @@ from pathlib import Path
 
 import anyio
 
-from . import core
+from . import core, large
 from ._measure import Row, progress
 
 HEADER = ["what", "target", "measured (median)", "rounds, from to", "verdict", "note"]
+ROWS = {**core.ROWS, **large.ROWS}
 DOC = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("rows", nargs="*", help=f"which of {', '.join(core.ROWS)}; default all")
+    parser.add_argument("rows", nargs="*", help=f"which of {', '.join(ROWS)}; default all")
     parser.add_argument("--rounds", type=int, default=7, help="rounds a row (default 7)")
     parser.add_argument("--directory", type=Path, help="where to write; default: the temporary one")
     parser.add_argument("--doc", action="store_true", help="write docs/benchmarks.md as well")
     options = parser.parse_args()
-    unknown = set(options.rows) - set(core.ROWS)
+    unknown = set(options.rows) - set(ROWS)
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     table: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="aiocheckpoint-bench-", dir=options.directory) as name:
-        for row in options.rows or core.ROWS:
+        for row in options.rows or ROWS:
             progress(f"measuring {row} ...")
-            table += anyio.run(core.ROWS[row], Path(name), options.rounds)
+            table += anyio.run(ROWS[row], Path(name), options.rounds)
     lines = [HEADER, ["---"] * len(HEADER), *(row.cells for row in table)]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     print(text)

@@ -17,7 +17,7 @@ class Row:
     target: float
     sense: Literal["at most", "at least"]
     rounds: Sequence[float]
-    unit: Literal["times", "%", "ms"]
+    unit: Literal["times", "%", "ms", "MB"]
     note: str = ""
 
     @property
@@ -35,6 +35,7 @@ class Row:
             "times": f"{value:.2f} ×",
             "%": f"{value * 100:.1f} %",
             "ms": f"{value * 1000:.1f} ms",
+            "MB": f"{value:.0f} MB",
         }[self.unit]
 
     @property

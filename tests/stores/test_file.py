@@ -8,7 +8,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,26 @@ async def test_killed(tmp_path: Path, interpose: Interpose, commits: int) -> Non
         await store.aclose()
 
 
+async def chunks(*data: bytes) -> AsyncIterator[bytes]:
+    for chunk in data:
+        yield chunk
+
+
+async def test_a_blob_in_chunks_is_durable_before_it_has_its_name(
+    root: Path, interpose: Interpose
+) -> None:
+    """Every chunk is written, then all synced, then named, then the directories are synced."""
+    store = FileStore(root)
+    made = interpose(lambda number, name: None)
+    await store.put_blob("k", "b", chunks(b"x", b"y", b"z"))
+    interpose(None)
+    assert await read(store.open_blob("k", "b")) == b"xyz"
+    await store.aclose()
+    kept = [name for name in made if name in ("pwrite", "fsync", "rename")]
+    assert kept[:5] == ["pwrite", "pwrite", "pwrite", "fsync", "rename"]
+    assert kept[5:] == ["fsync"] * 3  # blobs, the key's directory, the root
+
+
 @pytest.mark.parametrize(("flag", "name"), [(True, "pwritev"), (False, "pwrite"), (False, "fsync")])
 async def test_disk_fails(
     root: Path, interpose: Interpose, monkeypatch: pytest.MonkeyPatch, flag: bool, name: str
@@ -266,6 +286,9 @@ async def test_disk_fails(
         await put(store, "k", version, b"two")
     with pytest.raises(StoreUnavailableError, match=r"put_blob 'k'"):
         await store.put_blob("k", "b", b"x")
+    if not flag:  # what comes in chunks is written in one call a chunk, and synced at the end
+        with pytest.raises(StoreUnavailableError, match=r"put_blob 'k'"):
+            await store.put_blob("k", "b", chunks(b"x", b"y", b"z"))
     interpose(None)
     assert await store.load("k") == (b"one", version)
     assert await store.list_blobs("k") == []
