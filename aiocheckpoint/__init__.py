@@ -18,6 +18,7 @@ from ._errors import (
     StoreError,
     StoreUnavailableError,
 )
+from ._map import Outcome
 from ._open import open
 from ._policy import RetryPolicy
 from ._records import Checkpoint, Statistics
@@ -43,6 +44,7 @@ __all__ = [
     "KeyInUseError",
     "MsgspecCodec",
     "NonRecoverableError",
+    "Outcome",
     "PickleCodec",
     "RecoverableError",
     "RetryPolicy",

@@ -36,6 +36,8 @@ class Plan(NamedTuple):
     meta: Meta
     fresh: bool = False
     """True to leave the state behind."""
+    level: int = logging.INFO
+    """Of the log line that says so."""
 
 
 Decide = Callable[[Record | None], Plan]
@@ -70,17 +72,18 @@ async def claim(
     while True:
         try:
             found = await read_head(store, key)
+            ours = None if found is None else tried.get(found.record.claim)
+            if ours is None:
+                plan = decide(None if found is None else found.record)
             # Blobs and the spool are listed between the reading and the commit: once the commit
             # has succeeded, no claim newer than the one we found can have made any of it.
             blobs = await bounded(store.list_blobs(key), "list_blobs", key)
             left = [] if directory is None else _spool.left_over(directory)
-            ours = None if found is None else tried.get(found.record.claim)
             if ours is not None:
                 # An answer was lost. What is read back may be on its way to the disk yet: the
                 # claim holds, but it counts only when it has been committed once more.
                 record = msgspec.structs.replace(ours, commit=ours.commit + 1)
             else:
-                plan = decide(None if found is None else found.record)
                 newest = Newest(store, key, found, blobs, left, before)
                 state, origin, promoted = await newest.state(fresh=plan.fresh)
                 record = _next(key, found, state, origin, plan, carried=not promoted)
@@ -102,7 +105,8 @@ async def claim(
             wait = min(2.0, wait * 2)
     if promoted and state is not None:
         _log.info("promoted seq %d of %r from the spool", state.seq, key)
-    _log.info(
+    _log.log(
+        plan.level,
         "claimed %r in %s: epoch %d, attempt %d, seq %d",
         key,
         store.identity,

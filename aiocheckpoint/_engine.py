@@ -14,7 +14,7 @@ from ._errors import KeyInUseError
 from ._held import Held
 from ._io_thread import IOThread
 from ._keys import store_name
-from ._records import Status, decode_record
+from ._records import Statistics, Status, decode_record
 from ._slot import ALERT
 from ._stopping import Stopping
 from ._writer import Writer
@@ -65,6 +65,22 @@ class Engine:
         """From the user's side: let others have the key, if it is the owner's."""
         if self.open.get(key) is owner:
             del self.open[key]
+
+    def statistics(self) -> Statistics:
+        """From the user's side: the sums over the handles that are open."""
+        holding = list(self.writer.holding)
+        each = [held.statistics() for held in holding]
+        errors = [one.last_error for one in each if one.last_error is not None]
+        return Statistics(
+            staged=sum(held.slot.newest_seq - held.slot.first for held in holding),
+            stored=sum(held.commits for held in holding),
+            coalesced=sum(one.coalesced for one in each),
+            bytes=sum(one.bytes for one in each),
+            lag=max((one.lag for one in each), default=0.0),
+            spooled=bool(each) and all(one.spooled for one in each),
+            errors=sum(one.errors for one in each),
+            last_error=errors[-1] if errors else None,
+        )
 
     def start(self) -> Future[None]:
         """From the user's side: have a writer made on the I/O loop."""

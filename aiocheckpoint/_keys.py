@@ -6,8 +6,7 @@ import hashlib
 import inspect
 import string
 import unicodedata
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 MAX_KEY_BYTES = 200
 _MAX_NAME = 140
@@ -29,7 +28,7 @@ def check_key(key: str) -> str:
         raise ValueError(f"key {key!r} has a lone surrogate; use valid Unicode") from None
     if not 1 <= size <= MAX_KEY_BYTES:
         raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}")
-    for char in key:
+    for char in "" if key.isprintable() else key:
         if unicodedata.category(char) == "Cc":
             raise ValueError(f"key {key!r} has a control character ({char!r}); leave it out")
     return key
@@ -73,34 +72,54 @@ def key_of(name: str) -> str | None:
     return out.decode()
 
 
-def fill_template(template: str, fn: Callable[..., object], args: tuple[object, ...]) -> str:
-    """Make the key of a call: `{name}` in the template is the argument of that name.
+class Template:
+    """Makes the keys of a function's calls: `{name}` in it is the argument of that name.
 
-    `fn`'s first parameter, the checkpointer, is not among `args`. Fields are names of parameters
-    and nothing else (no attributes, no indexes), since arguments may come from outside.
+    `fn`'s first parameter, the checkpointer, is not among the arguments. Fields are names of
+    parameters and nothing else (no attributes, no indexes), since arguments may come from outside.
 
     Raises:
-        TypeError: the arguments do not fit `fn`.
-        ValueError: the template names no parameter, or the outcome is not a key.
+        TypeError: `fn` is no function.
+        ValueError: it names no parameter.
     """
-    bound = inspect.signature(fn).bind(None, *args)
-    bound.apply_defaults()
-    _, *parameters = bound.arguments
-    values: Mapping[str, Any] = {name: bound.arguments[name] for name in parameters}
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as exc:
-        raise ValueError(f"key template {template!r}: {exc}; write {{{{ for a brace") from exc
-    parts = []
-    for literal, field, spec, conversion in fields:
-        parts.append(literal)
-        if field is None:
-            continue
-        if field not in values or spec or conversion:
-            names = ", ".join(values) or "none"
-            raise ValueError(
-                f"key template {template!r}: {{{field}}} is not a plain parameter name"
-                f" (parameters: {names})"
-            )
-        parts.append(str(values[field]))
-    return check_key("".join(parts))
+
+    def __init__(self, template: str, fn: Callable[..., object]) -> None:
+        self._signature = inspect.signature(fn)
+        parameters = list(self._signature.parameters)[1:]
+        try:
+            parsed = list(string.Formatter().parse(template))
+        except ValueError as exc:
+            raise ValueError(f"key template {template!r}: {exc}; write {{{{ for a brace") from exc
+        self._parts: list[tuple[str, str | None]] = []
+        for literal, field, spec, conversion in parsed:
+            if field is not None and (field not in parameters or spec or conversion):
+                raise ValueError(
+                    f"key template {template!r}: {{{field}}} is not a plain parameter name"
+                    f" (parameters: {', '.join(parameters) or 'none'})"
+                )
+            self._parts.append((literal, field))
+
+    @property
+    def constant(self) -> bool:
+        """True if all calls have the same key."""
+        return all(field is None for _, field in self._parts)
+
+    def check(self, *args: object) -> inspect.BoundArguments:
+        """Raises TypeError if `fn` takes other arguments than these."""
+        return self._signature.bind(None, *args)
+
+    def fill(self, args: tuple[object, ...]) -> str:
+        """The key of a call.
+
+        Raises:
+            TypeError: the arguments do not fit `fn`.
+            ValueError: the outcome is not a key.
+        """
+        bound = self.check(*args)
+        bound.apply_defaults()
+        parts = []
+        for literal, field in self._parts:
+            parts.append(literal)
+            if field is not None:
+                parts.append(str(bound.arguments[field]))
+        return check_key("".join(parts))

@@ -61,16 +61,20 @@ class Run(Generic[T, *Args, R]):
     def __init__(
         self,
         task: Task[T, *Args, R],
+        key: str,
         args: tuple[*Args],
         *,
-        fresh: bool,
         stopping: Stopping,
+        fresh: bool = False,
+        level: int = logging.INFO,
     ) -> None:
+        """`level`: of the log lines that say how it begins."""
         self._task = task
         self._args = args
-        self.key = task.key_for(args)
+        self.key = key
         self._fresh = fresh
         self._stopping = stopping
+        self._level = level
         self._claim: bytes | None = None  # ours, once the first attempt has begun
         self._began = time.monotonic()
 
@@ -102,25 +106,31 @@ class Run(Generic[T, *Args, R]):
                 await self._nap(wait)
         except _Finished as finished:
             record = finished.record
-            _log.info("%r is done since attempt %d: returning its result", self.key, record.attempt)
+            _log.log(
+                self._level,
+                "%r is done since attempt %d: returning its result",
+                self.key,
+                record.attempt,
+            )
             return self._task.decode_result(record.result or b"", record.result_codec)
 
     def _decide(self, record: Record | None) -> Plan:
+        return Plan(self._meta(record), self._fresh and self._claim is None, self._level)
+
+    def _meta(self, record: Record | None) -> Meta:
         if self._claim is not None:
             if record is None:
                 raise FencedError(f"{self.key!r} was deleted before our retry")
             if record.claim != self._claim:
                 raise FencedError(f"{self.key!r} was claimed by a newer attempt before our retry")
-            return Plan(Meta(attempt=record.attempt + 1, burnt=record.burnt))
-        if record is None:
-            return Plan(Meta())
-        if self._fresh:
-            return Plan(Meta(), fresh=True)
+            return Meta(attempt=record.attempt + 1, burnt=record.burnt)
+        if record is None or self._fresh:
+            return Meta()
         if record.status == "done":
             raise _Finished(record)
         if record.status == "failed":
-            return Plan(Meta())
-        return Plan(Meta(attempt=record.attempt + 1, burnt=record.burnt))
+            return Meta()
+        return Meta(attempt=record.attempt + 1, burnt=record.burnt)
 
     async def _attempt(self, cp: Checkpointer[T]) -> R:
         policy = self._task.retry

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -19,6 +27,7 @@ from ._codecs import Coder
 from ._engine import Engine
 from ._errors import ClosedError
 from ._keys import check_key
+from ._map import MAX_CONCURRENCY, Map, Outcome
 from ._opening import Opening
 from ._options import SpoolOption, check_keep, check_seconds, check_spool, check_store, spool_base
 from ._policy import RetryPolicy
@@ -32,6 +41,7 @@ from .abc import Codec, Store
 from .stores import open_store
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
 
@@ -211,13 +221,50 @@ class Runtime:
             KeyInUseError: the key is open in this runtime, or its run is under way.
             The last attempt's exception, with a note, when no retry is left.
         """
-        run = Run(as_task(fn, key, retry), args, fresh=fresh, stopping=self._stopping)
-        engine = self._running
-        engine.reserve(run.key, run)
-        try:
-            return await run.result(self._opening)
-        finally:
-            engine.release(run.key, run)
+        task = as_task(fn, key, retry)
+        run = Run(task, task.key_for(args), args, stopping=self._stopping, fresh=fresh)
+        return await self._result(run)
+
+    def map(
+        self,
+        fn: Task[T, I, R] | Callable[[Checkpointer[T], I], Awaitable[R]],
+        items: Iterable[I] | AsyncIterable[I],
+        *,
+        key: str | Callable[[I], str] | None = None,
+        max_concurrency: int = MAX_CONCURRENCY,
+        retry: int | RetryPolicy | None = None,
+        progress: bool = False,
+    ) -> AbstractAsyncContextManager[AsyncIterator[Outcome[I, R]]]:
+        """Run one task for each of many items: an async context manager that gives the outcomes.
+
+        The outcomes come as items end, failures among them. Items are drawn lazily: those that
+        run, that were drawn ahead and whose outcomes wait to be taken are at most
+        `max_concurrency` together. What is done in the store is not run again; what was
+        interrupted goes on. Leaving the block early cancels what runs and stores its state. A
+        generator is closed at the end.
+
+        Args:
+            fn: A task, or an async function (then `key` is required), of the checkpointer and one
+                item.
+            key: A template over the function's parameters (`"resize/{path}"`), or a function that
+                makes the key of an item, instead of the task's template. To tell an item whose
+                key an earlier one had, 8 bytes a key are kept; its outcome is a KeyInUseError.
+            retry: Retries on any Exception, or a RetryPolicy, instead of the task's.
+            progress: Show a bar on stderr, with `rich`.
+
+        Raises (while iterating, once all that was begun has ended):
+            StoppedError: the runtime was asked to stop.
+            What the iterator of the items raises.
+        """
+        return Map(
+            as_task(fn, None, retry),
+            items,
+            self._result,
+            self._stopping,
+            key=key,
+            max_concurrency=max_concurrency,
+            progress=progress,
+        )
 
     async def latest(self, key: str) -> Checkpoint | None:
         """The stored record of a key, undecoded, or None. Claims nothing."""
@@ -270,25 +317,21 @@ class Runtime:
 
     def statistics(self) -> Statistics:
         """The sums over the handles that are open; `lag` is the longest."""
-        holding = list(self._running.writer.holding)
-        each = [held.statistics() for held in holding]
-        errors = [one.last_error for one in each if one.last_error is not None]
-        return Statistics(
-            staged=sum(held.slot.newest_seq - held.slot.first for held in holding),
-            stored=sum(held.commits for held in holding),
-            coalesced=sum(one.coalesced for one in each),
-            bytes=sum(one.bytes for one in each),
-            lag=max((one.lag for one in each), default=0.0),
-            spooled=bool(each) and all(one.spooled for one in each),
-            errors=sum(one.errors for one in each),
-            last_error=errors[-1] if errors else None,
-        )
+        return self._running.statistics()
 
     @property
     def _running(self) -> Engine:
         if self._engine is None:
             raise ClosedError("enter the runtime first: `async with Runtime(...) as rt:`")
         return self._engine
+
+    async def _result(self, run: Run[T, *Args, R]) -> R:
+        engine = self._running
+        engine.reserve(run.key, run)
+        try:
+            return await run.result(self._opening)
+        finally:
+            engine.release(run.key, run)
 
     def _opening(self, key: str, coder: Coder[T], decide: Decide) -> Opening[T]:
         return Opening(

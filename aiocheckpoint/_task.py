@@ -22,7 +22,7 @@ import msgspec
 from ._checkpointer import Checkpointer
 from ._codecs import MSGPACK, Coder, MsgspecCodec
 from ._errors import CodecError
-from ._keys import check_key, fill_template
+from ._keys import Template, check_key
 from ._policy import RetryPolicy, as_policy
 from .abc import Codec
 
@@ -52,6 +52,7 @@ class Task(Generic[T, *Args, R]):
         self.retry = as_policy(retry)
         self._type = type
         self._codec = codec
+        self._template: Template | None = None  # made of both when the first key is
         self.coder: Coder[T] = Coder(type, codec)
         # names only: the function's own attributes may be called like ours (`retry`)
         functools.update_wrapper(cast("Callable[..., Any]", self), fn, updated=())
@@ -59,14 +60,14 @@ class Task(Generic[T, *Args, R]):
     if not TYPE_CHECKING:  # to a type checker a task is no function, and run() takes the task
 
         def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-            name = _name(self.fn)
+            name = name_of(self.fn)
             raise TypeError(
                 f"{name} is a task: run it with `await rt.run({name}, ...)` or"
                 f" `aiocheckpoint.run({name}, ...)`; the plain function is {name}.fn"
             )
 
     def __repr__(self) -> str:
-        return f"<task {_name(self.fn)} key={self.key!r}>"
+        return f"<task {name_of(self.fn)} key={self.key!r}>"
 
     def using(
         self, *, key: str | None = None, retry: int | RetryPolicy | None = None
@@ -83,11 +84,13 @@ class Task(Generic[T, *Args, R]):
     def key_for(self, args: tuple[object, ...]) -> str:
         """The key of a call with these arguments."""
         if self.key is None:
-            raise TypeError(f"run({_name(self.fn)}, ...) needs a key=: it names the checkpoint")
+            raise TypeError(f"run({name_of(self.fn)}, ...) needs a key=: it names the checkpoint")
         try:
-            return fill_template(self.key, self.fn, args)
+            if self._template is None:
+                self._template = Template(self.key, self.fn)
+            return self._template.fill(args)
         except TypeError as exc:
-            raise TypeError(f"run({_name(self.fn)}, ...): {exc}") from exc
+            raise TypeError(f"run({name_of(self.fn)}, ...): {exc}") from exc
 
     def encode_result(self, result: R) -> tuple[bytes, str]:
         """The result's bytes and codec; by MessagePack, or the task's codec where that fails."""
@@ -100,12 +103,12 @@ class Task(Generic[T, *Args, R]):
                 data, codec = self._codec.encode(cast(T, result)), self._codec.name
         except Exception as exc:
             raise CodecError(
-                f"{_name(self.fn)} returned a {type(result).__name__} that cannot be stored as its"
-                f" result: {exc}; return something that msgspec encodes, or give the task a codec="
+                f"{name_of(self.fn)} returned a {type(result).__name__} that cannot be stored as"
+                f" its result: {exc}; return something that msgspec encodes, or give the task a codec="
             ) from exc
         if len(data) > RESULT_LIMIT:
             raise CodecError(
-                f"{_name(self.fn)} returned a result of {len(data)} bytes, and at most"
+                f"{name_of(self.fn)} returned a result of {len(data)} bytes, and at most"
                 f" {RESULT_LIMIT} are stored: write() large results as the last state"
             )
         return data, codec
@@ -119,10 +122,10 @@ class Task(Generic[T, *Args, R]):
                 return cast(R, self._codec.decode(data))
         except Exception as exc:
             raise CodecError(
-                f"the stored result of {_name(self.fn)} does not fit its return type: {exc};"
+                f"the stored result of {name_of(self.fn)} does not fit its return type: {exc};"
                 " run it with fresh=True to start over"
             ) from exc
-        raise CodecError(f"the stored result of {_name(self.fn)} was written by codec {codec!r}")
+        raise CodecError(f"the stored result of {name_of(self.fn)} was written by codec {codec!r}")
 
 
 @overload
@@ -198,8 +201,10 @@ def as_task(
     return task
 
 
-def _name(fn: Callable[..., object]) -> str:
-    return getattr(fn, "__name__", None) or repr(fn)
+def name_of(fn: Callable[..., object]) -> str:
+    """What to call a function in messages."""
+    plain = fn.func if isinstance(fn, functools.partial) else fn
+    return getattr(plain, "__name__", None) or repr(plain)
 
 
 def _return_type(fn: Callable[..., object]) -> Any:

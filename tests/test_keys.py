@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiocheckpoint import Checkpointer, Runtime
-from aiocheckpoint._keys import check_key, fill_template, key_of, store_name
+from aiocheckpoint._keys import Template, check_key, key_of, store_name
 
 GOOD = ["a", "a" * 200, "é" * 100, "👩‍🚀", " ", "..", "/", "a/b", "%", "~", "ﬁ", "\u200b", "K"]
 BAD = [
@@ -146,7 +146,7 @@ async def train(cp: object, run_id: str, steps: int = 3, *more: int, flag: bool 
     ],
 )
 def test_a_template_takes_arguments_by_name(template: str, args: tuple[Any, ...], key: str) -> None:
-    assert fill_template(template, train, args) == key
+    assert Template(template, train).fill(args) == key
 
 
 @pytest.mark.parametrize(
@@ -165,30 +165,30 @@ def test_a_template_takes_arguments_by_name(template: str, args: tuple[Any, ...]
 )
 def test_fields_are_names_of_parameters_and_nothing_else(template: str) -> None:
     with pytest.raises(ValueError, match=r"not a plain parameter name.*run_id, steps"):
-        fill_template(template, train, ("r1",))
+        Template(template, train).fill(("r1",))
 
 
 @pytest.mark.parametrize("template", ["{", "}", "{run_id", "a{b", "{{}"])
 def test_a_broken_template_is_an_error_that_shows_it(template: str) -> None:
     with pytest.raises(ValueError, match="template") as caught:
-        fill_template(template, train, ("r1",))
+        Template(template, train).fill(("r1",))
     assert repr(template) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["", "x" * 201, "a\nb", "\ud800"])
 def test_arguments_that_make_no_key_are_refused(value: str) -> None:
     with pytest.raises(ValueError, match="key"):
-        fill_template("{run_id}", train, (value,))
+        Template("{run_id}", train).fill((value,))
 
 
 def test_arguments_that_do_not_fit_the_function_are_a_type_error() -> None:
     with pytest.raises(TypeError, match="run_id"):
-        fill_template("{run_id}", train, ())
+        Template("{run_id}", train).fill(())
 
 
 def test_bound_keywords_count_as_arguments() -> None:
     bound = functools.partial(train, steps=9)
-    assert fill_template("{run_id}-{steps}", bound, ("r1",)) == "r1-9"
+    assert Template("{run_id}-{steps}", bound).fill(("r1",)) == "r1-9"
 
 
 @given(value=st.text(max_size=30))
@@ -197,4 +197,4 @@ def test_an_argument_is_never_taken_for_a_template(value: str) -> None:
         expected = check_key(f"a{value}")
     except ValueError:
         return
-    assert fill_template("a{run_id}", train, (value,)) == expected
+    assert Template("a{run_id}", train).fill((value,)) == expected
