@@ -147,17 +147,13 @@ class Map(Generic[T, I, R]):
         traceback: TracebackType | None,
     ) -> bool | None:
         """Cancel what runs, and wait until it has ended. The group must know of a cancellation;
-        an exception it would put into a group of one."""
+        any other exception it would put into a group of one."""
         swallowed: bool | None = None
-        try:
-            if isinstance(exc, anyio.get_cancelled_exc_class()):
-                swallowed = await self._group.__aexit__(kind, exc, traceback)
-            else:
-                self._group.cancel_scope.cancel()
-                await self._group.__aexit__(None, None, None)
-        except BaseExceptionGroup:
-            if self._failure is None:
-                raise
+        if isinstance(exc, anyio.get_cancelled_exc_class()):
+            swallowed = await self._group.__aexit__(kind, exc, traceback)
+        else:
+            self._group.cancel_scope.cancel()
+            await self._group.__aexit__(None, None, None)
         failure = self._take_failure()
         if failure is None or isinstance(failure, StoppedError):
             return swallowed
@@ -213,11 +209,8 @@ class Map(Generic[T, I, R]):
             running = self._drawn - self._done - self._failed
             if running:
                 _log.warning("the items of a map failed (%r): ending the %d begun", exc, running)
-        except anyio.get_cancelled_exc_class() as exc:
-            self._end(exc)
         except BaseException as exc:
             self._end(exc)
-            raise
         else:
             if self._stopping.requested:
                 self._end(StoppedError(f"the runtime is stopping; the map of {self._name} resumes"))
@@ -245,13 +238,12 @@ class Map(Generic[T, I, R]):
             result = await self._run_one(run)
         except GeneratorExit:
             raise
-        except (StoppedError, anyio.get_cancelled_exc_class()) as exc:
+        except StoppedError as exc:
             self._end(exc)
         except Exception as exc:
             self._ended(Outcome(item, key, error=exc))
         except BaseException as exc:
             self._end(exc)
-            raise
         else:
             self._ended(Outcome(item, key, result))
 
@@ -265,11 +257,15 @@ class Map(Generic[T, I, R]):
             self._put.send_nowait(outcome)
 
     def _end(self, failure: BaseException) -> None:
-        """Draw no more; the first failure is raised once all that was begun has ended."""
+        """Draw no more; the first failure is raised once all that was begun has ended. What is
+        neither an Exception nor a cancellation cancels all, the block included: were it raised
+        here, asyncio would leave its loop at once."""
         cancelled = isinstance(failure, anyio.get_cancelled_exc_class())
         if self._failure is None and not (cancelled and self._left):
             self._failure = failure
         self._drawing.cancel()
+        if not (cancelled or isinstance(failure, Exception)):
+            self._group.cancel_scope.cancel()
 
     def _take_failure(self) -> BaseException | None:
         failure, self._failure = self._failure, None
@@ -304,6 +300,8 @@ def _key_maker(task: Task[T, I, R], key: str | Callable[[I], str] | None) -> Cal
         ValueError: the template is wrong, or all items would have one key.
     """
     call = f"map({name_of(task.fn)}, ...)"
+    if not (key is None or isinstance(key, str) or callable(key)):
+        raise TypeError(f"{call}: key={key!r} is no template and no function of the item")
     try:
         template = Template((task.key or "") if key is None or callable(key) else key, task.fn)
         template.check(None)

@@ -256,6 +256,7 @@ class Runtime:
             StoppedError: the runtime was asked to stop.
             What the iterator of the items raises.
         """
+        self._running.io.post(lambda: None)  # raises if it has ended
         return Map(
             as_task(fn, None, retry),
             items,

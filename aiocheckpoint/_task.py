@@ -104,7 +104,8 @@ class Task(Generic[T, *Args, R]):
         except Exception as exc:
             raise CodecError(
                 f"{name_of(self.fn)} returned a {type(result).__name__} that cannot be stored as"
-                f" its result: {exc}; return something that msgspec encodes, or give the task a codec="
+                f" its result: {exc}; return something that msgspec encodes, or give the task a"
+                " codec="
             ) from exc
         if len(data) > RESULT_LIMIT:
             raise CodecError(
