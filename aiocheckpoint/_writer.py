@@ -34,6 +34,7 @@ from .abc import Put, Store
 _TICK = 0.008
 """Seconds between two calls to yield: a tight loop hears them about every 10 ms, as the I/O thread
 waits up to 5 ms for the interpreter lock of a computing thread. Each costs the loop some 50 µs."""
+_STALE = 64  # entries of the calendar that may be of no use any more
 _TIDYING = 2.0  # seconds that the end gives to what nobody waits for
 
 _log = logging.getLogger("aiocheckpoint")
@@ -214,8 +215,9 @@ class Writer:
             self._tell(held)
         if held.blobs and (names := held.superfluous()):
             self.commits.collect(slot.key, names)
-        self._look_at(held)
-        self._advance(held)
+        if held in self.holding:  # not let go of just now
+            self._look_at(held)
+            self._advance(held)
 
     def _tell(self, held: Held) -> None:
         waiters, held.waiters = held.waiters, []
@@ -356,6 +358,13 @@ class Writer:
         """Have no more to do with it. Whoever still waits is told."""
         slot = held.slot
         self.holding.discard(held)
+        if len(self._calendar) > 2 * len(self.holding) + _STALE:
+            self._calendar = [
+                entry
+                for entry in self._calendar
+                if entry[2] in self.holding and entry[0] == entry[2].awaited
+            ]
+            heapq.heapify(self._calendar)
         self._outages.forget(slot.key)
         self._idle(slot)
         if departing.get(place := (self.store.identity, slot.key)) is held:

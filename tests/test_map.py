@@ -297,6 +297,24 @@ async def test_memory_does_not_grow_with_the_items(rt: Runtime) -> None:
     assert all(count <= 100 for count in grown.values()), grown
 
 
+async def test_keys_that_are_closed_are_forgotten(store: MemoryStore) -> None:
+    """However long the interval between two commits of a key is, the writer does not remember a
+    key until then that was closed long before."""
+
+    async def job(cp: Bytes, n: int) -> None:
+        await cp.write(b"%d" % n)
+        if n % 2:
+            await cp.flush()
+            await cp.write(b"more")
+
+    async with Runtime(store, min_interval=3600) as rt:
+        async with rt.map(job, range(500), key="{n}") as outcomes:
+            await gather(outcomes)
+        writer = rt._running.writer
+        assert not writer.holding
+        assert len(writer._calendar) <= 100
+
+
 def _our(thing: object) -> bool:
     return str(type(thing).__module__).startswith("aiocheckpoint")
 
