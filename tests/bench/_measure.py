@@ -17,7 +17,7 @@ class Row:
     target: float
     sense: Literal["at most", "at least"]
     rounds: Sequence[float]
-    unit: Literal["times", "%", "ms", "MB"]
+    unit: Literal["times", "%", "ms", "MB", "bytes"]
     note: str = ""
 
     @property
@@ -36,6 +36,7 @@ class Row:
             "%": f"{value * 100:.1f} %",
             "ms": f"{value * 1000:.1f} ms",
             "MB": f"{value:.0f} MB",
+            "bytes": f"{value:.1f} bytes",
         }[self.unit]
 
     @property

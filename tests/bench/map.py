@@ -1,0 +1,105 @@
+"""`Runtime.map`: what an item costs, and that memory does not grow with the items."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import tracemalloc
+from pathlib import Path
+
+import anyio
+
+from aiocheckpoint import Checkpointer, Runtime
+from aiocheckpoint.stores.memory import MemoryStore
+
+from ._measure import Row, progress
+
+clock = time.perf_counter
+AT_ONCE = 16
+
+
+async def nothing(cp: Checkpointer[bytes], n: int) -> None:
+    """An item that does nothing: what remains is the map's."""
+
+
+async def _bare(items: int) -> float:
+    """Seconds per item of a task group with a limiter, whose tasks all exist from the start."""
+    limiter = anyio.CapacityLimiter(AT_ONCE)
+
+    async def one() -> None:
+        async with limiter:
+            pass
+
+    began = clock()
+    async with anyio.create_task_group() as group:
+        for _ in range(items):
+            group.start_soon(one)
+    return (clock() - began) / items
+
+
+async def _map(rt: Runtime, items: int) -> float:
+    """Seconds per item of a map; 16 at a time."""
+    began = clock()
+    async with rt.map(nothing, range(items), key="item/{n}", max_concurrency=AT_ONCE) as outcomes:
+        async for outcome in outcomes:
+            outcome.unwrap()
+    return (clock() - began) / items
+
+
+async def cost(directory: Path, rounds: int) -> list[Row]:
+    """100,000 items that do nothing, on `memory:`: claimed, run, committed as done; then once more,
+    when all are done; each against a bare task group. The targets are ours, not DESIGN's."""
+    first: list[float] = []
+    again: list[float] = []
+    costs: list[tuple[float, float]] = []
+    rounds = min(rounds, 3)
+    for number in range(rounds):
+        progress(f"  100,000 items, round {number + 1} of {rounds}")
+        base = await _bare(100_000)
+        async with Runtime("memory:") as rt:
+            ran, found = await _map(rt, 100_000), await _map(rt, 100_000)
+        first.append(ran / base)
+        again.append(found / base)
+        costs.append((ran * 1e6, found * 1e6))
+    ran, found = (statistics.median(each) for each in zip(*costs, strict=True))
+    what = "an item of `map` over 100,000, `memory:`, {}, against a bare task group with a limiter"
+    return [
+        Row(what.format("no-op"), 10.0, "at most", first, "times", f"{ran:.0f} µs an item"),
+        Row(what.format("done before"), 10.0, "at most", again, "times", f"{found:.0f} µs an item"),
+    ]
+
+
+class _Forgetful(MemoryStore):
+    """A store that keeps only the newest keys, so that what grows is not the store."""
+
+    async def load(self, key: str) -> None:
+        while len(self._heads) > 10 * AT_ONCE:
+            del self._heads[next(iter(self._heads))]
+        return None
+
+
+async def memory(directory: Path, rounds: int) -> list[Row]:
+    """The peak of what Python has allocated while 100,000 items run, against 10,000 items."""
+
+    async def peak(items: int) -> int:
+        async with Runtime(_Forgetful()) as rt:
+            gc.collect()
+            tracemalloc.start()
+            try:
+                await _map(rt, items)
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    await peak(1_000)
+    progress("  10,000 items")
+    small = await peak(10_000)
+    progress("  100,000 items")
+    large = await peak(100_000)
+    note = f"{small / 1e6:.1f} MB and {large / 1e6:.1f} MB; 8 bytes a key tell two items of one key"
+    what = "peak memory of `map` over 100,000 items, less that over 10,000, a further item"
+    return [Row(what, 16.0, "at most", [(large - small) / 90_000], "bytes", note)]
+
+
+ROWS = {"map": cost, "map-memory": memory}
