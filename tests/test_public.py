@@ -15,7 +15,7 @@ from aiocheckpoint import Checkpointer, RetryPolicy, Runtime, Task, blocking
 from .support import run_script
 
 FUNCTIONS = {"open", "run", "task", "current"}
-CLASSES = {"Checkpointer", "Runtime", "RetryPolicy", "Task", "Checkpoint", "Statistics"}
+CLASSES = {"Checkpointer", "Runtime", "RetryPolicy", "Task", "Outcome", "Checkpoint", "Statistics"}
 MODULES = {"blocking"}
 CONTRACTS = {"Store", "Codec", "MsgspecCodec", "PickleCodec"}
 TREE = {

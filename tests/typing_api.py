@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from aiocheckpoint import (
     Checkpoint,
     Checkpointer,
     MsgspecCodec,
+    Outcome,
     PickleCodec,
     RecoverableError,
     RetryPolicy,
@@ -198,6 +200,43 @@ async def running(rt: Runtime) -> None:
     # defaults, and a partial of a task is not seen
     await rt.run(with_default)  # type: ignore[arg-type]
     functools.partial(train, steps=1)  # type: ignore[misc,operator,arg-type]
+
+
+@task(key="resize/{path}", type=State)
+async def resize(cp: Checkpointer[State], path: Path) -> float:
+    return 1.0
+
+
+async def one_number(cp: Checkpointer[bytes], number: int) -> str:
+    return ""
+
+
+async def paths() -> AsyncIterator[Path]:
+    yield Path()
+
+
+async def mapping(rt: Runtime) -> None:
+    async with rt.map(resize, [Path()]) as outcomes:
+        assert_type(outcomes, AsyncIterator[Outcome[Path, float]])
+        async for outcome in outcomes:
+            assert_type(outcome, Outcome[Path, float])
+            assert_type((outcome.item, outcome.key), tuple[Path, str])
+            assert_type(outcome.result, float | None)
+            assert_type(outcome.error, Exception | None)
+            assert_type(outcome.unwrap(), float)
+    async with rt.map(resize, paths(), max_concurrency=3, retry=2, progress=True) as lazily:
+        assert_type([one.unwrap() async for one in lazily], list[float])
+    async with rt.map(one_number, range(3), key="{number}") as by_template:
+        assert_type(by_template, AsyncIterator[Outcome[int, str]])
+    async with rt.map(one_number, range(3), key=lambda number: f"{number + 1}") as by_item:
+        assert_type([one.unwrap() async for one in by_item], list[str])
+
+    rt.map(resize, ["a"])  # type: ignore[arg-type]
+    rt.map(resize, Path())  # type: ignore[arg-type]
+    rt.map(train, ["a"])  # type: ignore[arg-type]
+    rt.map(one_number, range(3), key=len)  # type: ignore[arg-type]
+    rt.map(one_number, range(3), key="{number}", fresh=True)  # type: ignore[call-arg]
+    rt.map(one_number, range(3), key="{number}", max_concurrency="3")  # type: ignore[arg-type]
 
 
 def script() -> None:
