@@ -67,7 +67,7 @@ class FlushTimeoutError(CheckpointError, TimeoutError):
 
 
 class KeyInUseError(CheckpointError):
-    """The key is open in this runtime already."""
+    """The key is open in this runtime already, or an earlier item of the map has it."""
 
 
 class ClosedError(CheckpointError):

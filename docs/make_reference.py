@@ -41,7 +41,7 @@ None, `Status` is `"running"`, `"done"` or `"failed"`, `On` is what `RetryPolicy
 `Version` is a str or an int that only its store understands.
 """
 
-MADE_BY_US = {"Checkpointer", "Checkpoint", "Statistics", "Task", "StoreContract"}
+MADE_BY_US = {"Checkpointer", "Checkpoint", "Statistics", "Task", "Outcome", "StoreContract"}
 LEFT_OUT = {"Task.key_for", "Task.encode_result", "Task.decode_result"}  # the runner's own
 
 GROUPS: list[tuple[str, str, list[str]]] = [
@@ -68,7 +68,7 @@ A key is a str of 1 to 200 bytes of UTF-8 without control characters. It may hol
         "",
         ["blocking", "blocking.open", "blocking.Checkpointer"],
     ),
-    ("Running tasks", "", ["Runtime", "run", "task", "Task", "current"]),
+    ("Running tasks", "", ["Runtime", "Outcome", "run", "task", "Task", "current"]),
     ("Retries", "", ["RetryPolicy", "RecoverableError", "NonRecoverableError"]),
     ("What is read back", "", ["Checkpoint", "Statistics"]),
     (
@@ -127,7 +127,8 @@ CLOSING = """
 ## Logging
 
 The logger is `aiocheckpoint`. INFO: claims, promotions from the spool, results of runs that are
-done already. WARNING: an outage of a store begins or ends, a failed attempt is tried again, an
+done already, one line at the end of a map (whose items' lines are DEBUG). WARNING: an outage of a
+store begins or ends, a failed attempt is tried again, the iterator of a map's items has failed, an
 earlier record stands in for a damaged one, a spool cannot be made or read, a store went back in
 time. ERROR: a flush failed where nobody was there to raise it to. Nothing is logged per write.
 
