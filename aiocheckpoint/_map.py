@@ -107,6 +107,7 @@ class Map(Generic[T, I, R]):
         self._put, self._outcomes = anyio.create_memory_object_stream[Outcome[I, R]](self._max)
         self._slots = anyio.Semaphore(self._max, fast_acquire=True)
         self._drawing = anyio.CancelScope()
+        self._host = _current_task()
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         if self._bar is not None:
@@ -123,7 +124,8 @@ class Map(Generic[T, I, R]):
         self._left = True
         self._outcomes.close()
         try:
-            if isinstance(exc, GeneratorExit):  # a closing coroutine must not wait on the loop
+            if isinstance(exc, GeneratorExit) and _current_task() != self._host:
+                # a coroutine that is closed must not wait; a generator is closed by its task
                 self._put.close()
                 with suppress(RuntimeError):  # there may be no loop any more
                     self._group.cancel_scope.cancel()
@@ -270,6 +272,13 @@ class Map(Generic[T, I, R]):
     def _take_failure(self) -> BaseException | None:
         failure, self._failure = self._failure, None
         return failure
+
+
+def _current_task() -> int | None:
+    try:
+        return anyio.get_current_task().id
+    except Exception:
+        return None  # the garbage collector closes us, where no loop runs
 
 
 async def _each(items: Iterable[I] | AsyncIterable[I]) -> AsyncGenerator[I, None]:
