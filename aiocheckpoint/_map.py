@@ -77,7 +77,6 @@ class Map(Generic[T, I, R]):
         items: Iterable[I] | AsyncIterable[I],
         run: RunOne,
         stopping: Stopping,
-        *,
         key: str | Callable[[I], str] | None,
         max_concurrency: int,
         progress: bool,
@@ -109,9 +108,9 @@ class Map(Generic[T, I, R]):
         self._drawing = anyio.CancelScope()
         self._host = _current_task()
         self._group = anyio.create_task_group()
-        await self._group.__aenter__()
         if self._bar is not None:
             self._bar.start()
+        await self._group.__aenter__()
         self._group.start_soon(self._feed)
         return self
 
@@ -210,7 +209,7 @@ class Map(Generic[T, I, R]):
             self._end(exc)
             running = self._drawn - self._done - self._failed
             if running:
-                _log.warning("the items of a map failed (%r): ending the %d begun", exc, running)
+                _log.warning("the items of a map failed (%r); %d begun end first", exc, running)
         except BaseException as exc:
             self._end(exc)
         else:

@@ -257,15 +257,9 @@ class Runtime:
             What the iterator of the items raises.
         """
         self._running.io.post(lambda: None)  # raises if it has ended
-        return Map(
-            as_task(fn, None, retry),
-            items,
-            self._result,
-            self._stopping,
-            key=key,
-            max_concurrency=max_concurrency,
-            progress=progress,
-        )
+        task = as_task(fn, None, retry)
+        options = (key, max_concurrency, progress)
+        return Map(task, items, self._result, self._stopping, *options)
 
     async def latest(self, key: str) -> Checkpoint | None:
         """The stored record of a key, undecoded, or None. Claims nothing."""
