@@ -15,7 +15,7 @@ from ._calls import bounded, read_blob, read_checked
 from ._errors import CorruptCheckpointError, StoreError
 from ._packing import Packing
 from ._records import Blob, Files
-from ._trees import Manifest, decode_manifest, encode_manifest, scan
+from ._trees import Manifest, decode_manifest, encode_manifest, gently, scan
 from ._unpacking import unpack
 from .abc import Store
 
@@ -42,7 +42,7 @@ async def store_tree(store: Store, key: str, tree_id: str, root: Path, base: Fil
             _log.warning("%s; all files are stored anew", exc)
     found = await asyncio.to_thread(scan, root)
     packing = Packing(root, found, before, PACK + name)
-    size = sum(entry.identity.size for entry in found if entry.kind == "file")
+    size = sum(entry.size for entry in found if entry.kind == "file")
     async with aclosing(packing.chunks()) as chunks:
         try:
             first = await anext(chunks, b"")
@@ -64,13 +64,13 @@ def _blob(name: str, frame: bytes) -> Blob:
 
 
 def _files(tree_id: str, blob: Blob, manifest: Manifest) -> Files:
-    files = [entry for entry in manifest.entries if entry.kind == "file"]
+    files = [entry for entry in gently(manifest.entries) if entry.kind == "file"]
     return Files(
         id=tree_id,
         manifest=blob,
         packs=tuple(pack.name for pack in manifest.packs),
         count=len(files),
-        size=sum(entry.size for entry in files),
+        size=sum(entry.size for entry in gently(files)),
     )
 
 

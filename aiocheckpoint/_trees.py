@@ -17,14 +17,17 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, TypeVar
 
 import msgspec
 import xxhash
 
 from ._errors import CodecError, CorruptCheckpointError
+
+T = TypeVar("T")
 
 FORMAT = 1
 CHUNK = 4 << 20
@@ -47,7 +50,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     digest: bytes
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One name of a tree; the root's own is empty."""
 
     path: bytes
@@ -123,7 +126,7 @@ def _fault(manifest: Manifest) -> str | None:
         return "its root is no directory"
     directories = set[bytes]()
     seen = set[bytes]()
-    for entry in manifest.entries:
+    for entry in gently(manifest.entries):
         path = entry.path
         parent, _, name = path.rpartition(b"/")
         if entry is not root and (name in (b"", b".", b"..") or b"\0" in name):
@@ -172,41 +175,43 @@ def link_fault(path: bytes, target: bytes) -> str | None:
     return None
 
 
-class Identity(NamedTuple):
-    """What changes when somebody changes a file."""
-
-    device: int
-    inode: int
-    size: int
-    mtime: int
-
-    @classmethod
-    def of(cls, info: os.stat_result) -> Identity:
-        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-
-
-class Found(NamedTuple):
-    """An entry as it lies on the disk."""
+class Found(msgspec.Struct, frozen=True, gc=False):
+    """An entry as it lies on the disk, with what changes when somebody changes it."""
 
     path: bytes
     kind: Kind
     mode: int
-    identity: Identity
+    device: int
+    inode: int
+    size: int
+    mtime: int
     target: bytes = b""
 
     @classmethod
     def of(cls, path: bytes, kind: Kind, info: os.stat_result, target: bytes = b"") -> Found:
         mode = 0 if kind == "link" else info.st_mode & _PERMISSIONS
-        return cls(path, kind, mode, Identity.of(info), target)
+        return cls(
+            path, kind, mode, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, target
+        )
 
     def entry(self, chunks: tuple[Chunk, ...] = ()) -> Entry:
-        mtime = self.identity.mtime if self.kind == "file" else 0
+        mtime = self.mtime if self.kind == "file" else 0
         return Entry(self.path, self.kind, self.mode, mtime, self.target, chunks)
 
     def check(self, info: os.stat_result) -> None:
         """Raise OSError if the open file is not what was found, or was changed since."""
-        if Identity.of(info) != self.identity:
+        now = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+        if now != (self.device, self.inode, self.size, self.mtime):
             raise _refusal(self.path, "was changed while it was saved: save it when it is done")
+
+
+def gently(items: Iterable[T]) -> Iterator[T]:
+    """The same, with the interpreter given away now and then: while one thread computes, a loop in
+    another one stands still for 5 ms at a time."""
+    for number, item in enumerate(items):
+        if not number % 256:
+            time.sleep(0)
+        yield item
 
 
 def scan(root: Path) -> list[Found]:
@@ -226,10 +231,14 @@ def scan(root: Path) -> list[Found]:
     left = [b""]
     while left:
         here = left.pop()
-        entries = sorted(_entries(top, here))
+        entries = sorted(_entries(top, here), key=_path)
         found += entries
         left += [entry.path for entry in reversed(entries) if entry.kind == "directory"]
     return found
+
+
+def _path(found: Found) -> bytes:
+    return found.path
 
 
 def check_movable(root: Path) -> None:

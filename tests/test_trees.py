@@ -415,9 +415,10 @@ def pack_by_hand(contents: dict[bytes, bytes], base: Manifest | None, name: str)
     found = [Found.of(b"", "directory", info)]
     found += [Found.of(path, "file", info) for path in sorted(contents)]
     packing = Packing(Path("nowhere"), found, base, name)
+    packing._entries.append(found[0].entry())
     for entry in found[1:]:
-        data = contents[entry.path]
-        packing._place(entry, 0, data, xxhash.xxh3_128_digest(data))
+        chunk, _ = packing._place(entry, 0, contents[entry.path])
+        packing._entries.append(entry.entry((chunk,)))
     return packing.manifest()
 
 
