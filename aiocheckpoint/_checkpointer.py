@@ -17,11 +17,11 @@ from . import _io_thread
 from ._codecs import Coder
 from ._errors import CheckpointError, ClosedError, FencedError, StoppedError
 from ._heads import read_head
-from ._held import Held, report
+from ._held import Held, into, report
 from ._io_thread import IOThread
 from ._records import Checkpoint, Statistics
 from ._slot import ALERT, IDLE
-from ._writer import Writer, into
+from ._writer import Writer
 
 T = TypeVar("T")
 D = TypeVar("D")

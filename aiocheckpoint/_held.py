@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -261,7 +262,27 @@ def lightened(error: E) -> E:
     return error
 
 
+def settle(future: Future[None], error: BaseException | None) -> None:
+    """Have a future done with None, or failed, unless it is already."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def into(future: Future[None]) -> Ended:
+    """Have a future told."""
+    return functools.partial(settle, future)
+
+
 def report(held: Held, error: BaseException) -> None:
     """Where nobody is there to raise it to: one ERROR line, and the statistics."""
     held.last_error = error
     _log.error("leaving %r: %s", held.slot.key, error)
+
+
+def report_failed(held: Held, future: Future[None]) -> None:
+    if error := future.exception():
+        report(held, error)

@@ -26,6 +26,7 @@ from ._claim import Decide
 from ._codecs import Coder
 from ._engine import Engine
 from ._errors import ClosedError
+from ._held import into
 from ._keys import check_key
 from ._map import MAX_CONCURRENCY, Map, Outcome
 from ._opening import Opening
@@ -36,7 +37,6 @@ from ._runner import Run, plain_open
 from ._signals import SignalHandlers
 from ._stopping import Stopping
 from ._task import Task, as_task
-from ._writer import into
 from .abc import Codec, Store
 from .stores import open_store
 

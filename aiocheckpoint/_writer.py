@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
-import itertools
 import logging
 import time
 from collections import deque
@@ -13,6 +11,7 @@ from concurrent.futures import Future
 
 import msgspec
 
+from ._calendar import Calendar
 from ._calls import backoff, bounded
 from ._commits import Commit, Commits, Outcome
 from ._errors import (
@@ -23,7 +22,17 @@ from ._errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ._held import Ended, Held, Taken, Waiter, departing, ended, lightened, report
+from ._held import (
+    Ended,
+    Held,
+    Taken,
+    Waiter,
+    departing,
+    ended,
+    lightened,
+    report_failed,
+    settle,
+)
 from ._outages import Outages
 from ._records import INLINE_LIMIT, Record, decode_record, encode_record
 from ._region import Moved, Tree
@@ -34,7 +43,6 @@ from .abc import Put, Store
 _TICK = 0.008
 """Seconds between two calls to yield: a tight loop hears them about every 10 ms, as the I/O thread
 waits up to 5 ms for the interpreter lock of a computing thread. Each costs the loop some 50 µs."""
-_STALE = 64  # entries of the calendar that may be of no use any more
 _TIDYING = 2.0  # seconds that the end gives to what nobody waits for
 
 _log = logging.getLogger("aiocheckpoint")
@@ -59,8 +67,7 @@ class Writer:
         self.beat = 0.0
         """When the last tick was, by `time.monotonic`, while any slot is not idle."""
         self._active = 0  # slots that are not idle
-        self._calendar: list[tuple[float, int, Held]] = []
-        self._order = itertools.count()
+        self._calendar = Calendar()
         self._due: deque[Held] = deque()
         self._ticking = False
         self._outages = Outages(store.identity)
@@ -87,9 +94,8 @@ class Writer:
 
     def _look_at(self, held: Held) -> None:
         """See to an active slot again when its time has come, unless it is busy then."""
-        if held.awaited is None or held.next_at < held.awaited:
-            held.awaited = held.next_at
-            heapq.heappush(self._calendar, (held.next_at, next(self._order), held))
+        if held in self.holding:
+            self._calendar.add(held)
 
     def _tick(self) -> None:
         """Let the tasks of active slots yield; commit or rest the slots whose time has come."""
@@ -100,11 +106,7 @@ class Writer:
             if slot.attention is not ALERT and not slot.idle:
                 slot.attention = self._call
         now = self._loop.time()
-        while self._calendar and self._calendar[0][0] <= now:
-            when, _, held = heapq.heappop(self._calendar)
-            if when != held.awaited:
-                continue  # an earlier entry has taken its place
-            held.awaited = None
+        for held in self._calendar.due(now):
             if held.busy or held.slot.idle:
                 continue  # busy ones are looked at when their commit has ended
             if now < held.next_at:
@@ -344,12 +346,12 @@ class Writer:
 
         def late() -> None:
             held.last_error = held.timed_out()
-            _set(leaving, held.last_error)
+            settle(leaving, held.last_error)
 
         def over(error: BaseException | None) -> None:
             timer.cancel()
             self._let_go(held, keep_spool=error is not None and not held.fenced)
-            _set(leaving, error)
+            settle(leaving, error)
 
         timer = self._loop.call_later(timeout, late)
         self.flush(held, held.slot.newest_seq, held.slot.meta, over)
@@ -358,13 +360,7 @@ class Writer:
         """Have no more to do with it. Whoever still waits is told."""
         slot = held.slot
         self.holding.discard(held)
-        if len(self._calendar) > 2 * len(self.holding) + _STALE:
-            self._calendar = [
-                entry
-                for entry in self._calendar
-                if entry[2] in self.holding and entry[0] == entry[2].awaited
-            ]
-            heapq.heapify(self._calendar)
+        self._calendar.keep(self.holding)
         self._outages.forget(slot.key)
         self._idle(slot)
         if departing.get(place := (self.store.identity, slot.key)) is held:
@@ -408,7 +404,7 @@ class Writer:
             if held.leaving is None:
                 held.slot.close(ClosedError("the runtime is closed: open the key in a new one"))
                 held.leaving = Future()
-                held.leaving.add_done_callback(functools.partial(_report, held))
+                held.leaving.add_done_callback(functools.partial(report_failed, held))
             if not held.left:
                 self.leave(held, timeout)
         await ended(*(held.leaving for held in self.holding if held.leaving))
@@ -416,22 +412,3 @@ class Writer:
         await self.commits.finish(0.0 if unstored else _TIDYING)
         for held in unstored:
             self._let_go(held, keep_spool=True)
-
-
-def _set(future: Future[None], error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
-
-
-def into(future: Future[None]) -> Ended:
-    """Have a future told."""
-    return functools.partial(_set, future)
-
-
-def _report(held: Held, future: Future[None]) -> None:
-    if error := future.exception():
-        report(held, error)
