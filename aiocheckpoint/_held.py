@@ -93,6 +93,8 @@ class Held:
         """True once the key was deleted through this handle."""
         self.uploaded: Files | None = None
         """What has become of the newest moved tree that was put to the store."""
+        self.uploading: Moved | None = None
+        """The moved tree that is being read; it stays, even if a newer one has replaced it."""
         self.stored_tree: Files | None = record.files
         """The tree of the newest record that is stored."""
         self.trees = itertools.count(1)
@@ -162,7 +164,11 @@ class Held:
             return []
         # not what is newer than both: it was taken and is about to be staged
         newest = max(self._number(self.stored_tree), self._number(self.slot.files) - 1)
-        return [moved for moved in list(spool.moved) if self._number(moved) <= newest]
+        return [
+            moved
+            for moved in list(spool.moved)
+            if self._number(moved) <= newest and moved is not self.uploading
+        ]
 
     def _number(self, tree: Tree | None) -> int:
         """Which of this claim's trees it is, from 1; 0 for one that it carried on, and none."""

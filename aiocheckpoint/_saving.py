@@ -75,6 +75,7 @@ class Saves:
 
     async def upload(self, held: Held, tree: Moved) -> Files:
         """Put a tree to the store that was moved into the spool."""
+        held.uploading = tree
         self.drop_outdated(held)
         key = held.slot.key
         try:
@@ -86,6 +87,8 @@ class Saves:
                 op="save",
                 key=key,
             ) from exc
+        finally:
+            held.uploading = None
 
     def drop_outdated(self, held: Held) -> None:
         """Remove moved trees that nobody needs any more, in the background."""

@@ -97,7 +97,7 @@ class Spool:
 
     def remove(self) -> None:
         """Forget all that this claim staged. Call it when nothing stages any more."""
-        discard(self._paths)
+        discard(list(self._paths))  # a thread may be dropping one of them
         drop_directory(self.directory)
 
 

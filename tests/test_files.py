@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -22,7 +23,9 @@ from aiocheckpoint import (
     StoreError,
     _io_thread,
 )
-from aiocheckpoint._records import decode_record
+from aiocheckpoint._held import Held
+from aiocheckpoint._records import Files, decode_record
+from aiocheckpoint._region import Moved
 from aiocheckpoint.abc import Head, Put, Source, Store, Version
 from aiocheckpoint.stores import open_store
 from aiocheckpoint.stores.memory import MemoryStore
@@ -390,6 +393,36 @@ async def test_of_moved_trees_the_newest_wins(tmp_path: Path) -> None:
             assert (tmp_path / "out" / "file").read_bytes() == b"9" * 1000
     assert isinstance(store.store, Counting)
     assert store.store.packed <= 2000
+    assert files(spool) == []
+
+
+async def test_a_moved_tree_that_is_being_stored_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer one that comes as it is about to be read replaces it afterwards; nobody is told of
+    an error, and the spool is clean."""
+    spool = tmp_path / "spool"
+    begun, go_on = threading.Event(), threading.Event()
+    async with Runtime(MemoryStore(), min_interval=0, spool=spool) as rt, rt.open("k") as cp:
+        await cp.save(make(tmp_path / "before", file=b"before"))
+        saves = rt._running.writer.saves
+        plain = saves.upload
+
+        async def upload(held: Held, tree: Moved) -> Files:
+            begun.set()
+            while not go_on.is_set():  # noqa: ASYNC110 (another thread's event)
+                await asyncio.sleep(0.001)
+            return await plain(held, tree)
+
+        monkeypatch.setattr(saves, "upload", upload)
+        await cp.save(make(tmp_path / "source", file=b"1"), state=b"1", move=True)
+        await happened(begun)
+        await cp.save(make(tmp_path / "source", file=b"2"), state=b"2", move=True)
+        go_on.set()
+        await cp.flush()
+        assert cp.statistics().errors == 0
+        await cp.restore(tmp_path / "out")
+    assert (tmp_path / "out" / "file").read_bytes() == b"2"
     assert files(spool) == []
 
 
