@@ -196,6 +196,42 @@ def test_the_service_of_the_tutorial_stops_and_goes_on(tutorial: Path) -> None:
     assert [line.split()[:2] for line in looked] == [[f"totals/{d}", "done"] for d in sorted(days)]
 
 
+def kill_at(directory: Path, name: str, says: str, milestones: list[int]) -> None:
+    """Start a program that says `says` and a number again and again, and kill it once the number
+    is past a milestone: each start goes on behind what the one before had said."""
+    said = -1
+    for milestone in milestones:
+        program = Program(directory, name)
+        begun = number = int(program.until(says).removeprefix(says).split()[0])
+        assert begun > said
+        while number < milestone:
+            number = int(program.until(says).removeprefix(says).split()[0])
+        program.signal(signal.SIGKILL)
+        status, rest = program.end()
+        assert status == -signal.SIGKILL
+        said = max([number, *map(int, re.findall(rf"{says}(\d+)", rest))])
+
+
+def test_the_training_of_the_files_page_survives_kill_9(tmp_path: Path) -> None:
+    """Killed three times, its model has each step once, in the log as in the weights."""
+    save_files(DOCS / "howto-files.md", tmp_path)
+    kill_at(tmp_path, "train.py", "saved step ", [30, 80, 120])
+    assert run(tmp_path, "train.py").endswith("trained 200 steps\n")
+    log = (tmp_path / "model" / "log.txt").read_text()
+    assert log == "".join(f"step {n}\n" for n in range(200))
+    weights = (tmp_path / "model" / "weights.bin").read_bytes()
+    assert weights[: 8 * 200] == b"".join(n.to_bytes(8, "little") for n in range(200))
+    assert weights[8 * 200 :] == bytes(6_000_000 - 8 * 200)
+
+
+def test_the_moved_epochs_of_the_files_page_survive_kill_9(tmp_path: Path) -> None:
+    """Killed three times, no epoch is lost or repeated, and nothing stays in the spool."""
+    save_files(DOCS / "howto-files.md", tmp_path)
+    kill_at(tmp_path, "epochs.py", "epoch ", [10, 30, 60])
+    assert run(tmp_path, "epochs.py").endswith(f"every weight is {sum(range(100))}\n")
+    assert not (tmp_path / "epochs.db-spool").exists()
+
+
 @pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("C*.md")], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """A relative link names a file that exists, and a heading that it has."""
