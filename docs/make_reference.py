@@ -247,6 +247,7 @@ def _signature(name: str, function: Callable[..., object]) -> str:
             parts.append("*")
         star = "*" if p.kind is p.VAR_POSITIONAL else ""
         value = p.default.__name__ if isinstance(p.default, type) else repr(p.default)
+        value = "..." if p.default is ... else value
         default = "" if p.default is p.empty else f" = {value}"
         parts.append(f"{star}{p.name}: {p.annotation}{default}")
         if p.kind is p.POSITIONAL_ONLY:
