@@ -234,7 +234,8 @@ class Checkpointer(Generic[T]):
         replaces them, and stores only what of them has changed.
 
         It returns when all is stored. Until then the files must not be changed; cancelled before
-        that, or failing, it leaves the checkpoint as it was. With `move=True` the file or
+        that, or failing, it leaves the checkpoint as it was, or, if the record was under way,
+        stages the new one as a whole. With `move=True` the file or
         directory is taken by rename (into the spool, which must be on the same file system), and
         it returns when that is staged: stored it is in the background, newest wins, like `write`.
 
@@ -244,6 +245,8 @@ class Checkpointer(Generic[T]):
         Raises:
             OSError: the files are missing, cannot be read, were changed meanwhile, or are
                 something else than files, directories and such links. `filename` says which.
+                Or, to be moved, on another file system than the spool.
+            ValueError: `move=True`, and there is no spool.
             CodecError: the state is None or cannot be encoded.
             FencedError: a newer attempt has claimed the key.
             StoreError: the store refuses them, or was unavailable for `flush_timeout`.
@@ -291,7 +294,10 @@ class Checkpointer(Generic[T]):
                 " has none: open it with spool= a directory, or save with move=False"
             )
         await _io_thread.result(self._io.call(self._writer.saves.check(path)))
+        self._slot.check_open()  # before it is taken: afterwards nobody would have it
         error = self._slot.error
+        if isinstance(error, FencedError):
+            raise error.with_traceback(None)
         # in one step as far as a cancellation can see: what is taken is staged
         seq = self._slot.put_tree(spool.take(path, self._held.next_tree()), encoded)
         self._io.post(self._writer.woken, self._held)

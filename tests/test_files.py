@@ -17,6 +17,7 @@ import pytest
 import aiocheckpoint
 from aiocheckpoint import (
     Checkpointer,
+    ClosedError,
     FencedError,
     Runtime,
     StoppedError,
@@ -426,6 +427,35 @@ async def test_a_moved_tree_that_is_being_stored_stays(
     assert files(spool) == []
 
 
+async def test_what_is_closed_before_it_is_moved_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handle that is left while a tree is looked at raises ClosedError, and the tree stays."""
+    source = make(tmp_path / "source", a=b"a")
+    begun, go_on = threading.Event(), threading.Event()
+    async with Runtime(f"sqlite:{tmp_path}/s.db") as rt:
+        saves = rt._running.writer.saves
+        plain = saves.check
+
+        async def check(path: Path) -> None:
+            begun.set()
+            while not go_on.is_set():  # noqa: ASYNC110 (another thread's event)
+                await asyncio.sleep(0.001)
+            await plain(path)
+
+        async def late(cp: Checkpointer[bytes]) -> None:
+            with pytest.raises(ClosedError):
+                await cp.save(source, move=True)
+
+        monkeypatch.setattr(saves, "check", check)
+        async with anyio.create_task_group() as group:
+            async with rt.open("k") as cp:
+                group.start_soon(late, cp)
+                await happened(begun)
+            go_on.set()
+    assert (source / "a").read_bytes() == b"a"
+
+
 async def test_one_file_can_be_moved(tmp_path: Path) -> None:
     """What is moved may be a file."""
     source = tmp_path / "file"
@@ -519,6 +549,7 @@ async def test_a_zombie_can_neither_save_nor_harm(tmp_path: Path) -> None:
                 await old.save(theirs, state=b"late")
             with pytest.raises(FencedError):
                 await old.save(theirs, state=b"late", move=True)
+            assert (theirs / "a").exists()  # refused, and so not taken
             with pytest.raises(FencedError):
                 await opening.__aexit__(None, None, None)
             await new.restore(tmp_path / "out")
