@@ -28,6 +28,7 @@ D = TypeVar("D")
 
 KEEP: Any = ...  # the state, in a save without one
 _STARVED, _BREATH = 0.03, 0.0002  # seconds
+_PATIENCE = 5.0  # seconds that a cancelled save or restore has to end
 
 
 class Checkpointer(Generic[T]):
@@ -257,14 +258,14 @@ class Checkpointer(Generic[T]):
             ClosedError: the handle is closed.
         """
         encoded = self._encoded(state)
-        seq = await (self._move if move else self._save)(Path(path), encoded)
+        seq = await (self._move if move else self._save)(path, encoded)
         if encoded is not None:
             self._stop_here()
         return seq
 
     def _encoded(self, state: T) -> tuple[bytes, str] | None:
         """The state of a save, if it has one; refuses a save that may not be."""
-        self._slot.check_open()
+        self._refuse_fenced()
         if self._thread not in (get_ident(), None):
             raise RuntimeError(
                 f"save() of {self.key!r} is for the event loop that opened it: call it there, from"
@@ -272,36 +273,51 @@ class Checkpointer(Generic[T]):
             )
         return None if state is KEEP else self._coder.encode(state)
 
-    async def _save(self, path: Path, encoded: tuple[bytes, str] | None) -> int:
-        held, saves = self._held, self._writer.saves
-        tree_id = held.next_tree()
-        saving = self._io.call(saves.save(held, tree_id, path, self._flush_timeout))
+    def _refuse_fenced(self) -> None:
+        self._slot.check_open()
+        if isinstance(error := self._slot.error, FencedError):
+            raise error.with_traceback(None)
+
+    async def _save(self, path: str | os.PathLike[str], encoded: tuple[bytes, str] | None) -> int:
+        held, slot, saves = self._held, self._slot, self._writer.saves
+        number, since = next(held.trees), slot.newest_seq
+        tree_id = held.tree_id(number)
+        saving = saves.save(held, tree_id, _absolute(path), self._flush_timeout)
+        self._io.post(held.ledger.begin, tree_id)
         try:
-            files = await _io_thread.result(saving)
-            seq = self._slot.put_tree(files, encoded)
+            files = await _io_thread.run(self._io, saving, _PATIENCE)
+            seq = slot.put_tree(files, number, encoded, since)
         finally:
-            saving.cancel()
             with contextlib.suppress(ClosedError):
-                self._io.post(held.saves.discard, tree_id)
+                self._io.post(saves.over, held, tree_id)
         await self._until_stored(seq)
         return seq
 
-    async def _move(self, path: Path, encoded: tuple[bytes, str] | None) -> int:
-        spool = self._slot.spool
+    async def _move(self, path: str | os.PathLike[str], encoded: tuple[bytes, str] | None) -> int:
+        held, slot = self._held, self._slot
+        spool = slot.spool
         if spool is None:
             raise ValueError(
                 f"save({str(path)!r}, move=True) needs a spool to move it into, and {self.key!r}"
                 " has none: open it with spool= a directory, or save with move=False"
             )
-        await _io_thread.result(self._io.call(self._writer.saves.check(path)))
-        self._slot.check_open()  # before it is taken: afterwards nobody would have it
-        error = self._slot.error
-        if isinstance(error, FencedError):
-            raise error.with_traceback(None)
+        number, since = next(held.trees), slot.newest_seq
+        source = _absolute(path)
+        await _io_thread.result(self._io.call(self._writer.saves.check(held, source)))
+        self._refuse_fenced()  # before it is taken: afterwards nobody would have it
+        error = slot.error
         # in one step as far as a cancellation can see: what is taken is staged
-        seq = self._slot.put_tree(spool.take(path, self._held.next_tree()), encoded)
-        self._io.post(self._writer.woken, self._held)
-        if error is not None:
+        moved = spool.take(source, held.tree_id(number))
+        try:
+            seq = slot.put_tree(moved, number, encoded, since)
+        except BaseException:
+            if slot.files is not moved:
+                spool.give_back(moved, source)
+            raise
+        self._io.post(self._writer.woken, held)
+        if not slot.spooled:  # nothing in the spool says whose it is
+            await self._until_stored(seq)
+        elif error is not None:
             raise error.with_traceback(None)
         return seq
 
@@ -318,20 +334,24 @@ class Checkpointer(Generic[T]):
             OSError: they cannot be written there.
             StoreError, FlushTimeoutError: they cannot be read, or not be stored first.
         """
-        slot = self._slot
-        slot.check_open()
-        target = Path(path)
-        staged = slot.newest()
-        if staged is None or staged.tree is None:
-            return None
-        if self._held.files_of(staged.tree) is None:
-            await self._until_stored(staged.seq)
-        restoring = self._io.call(self._writer.saves.restore(self._held, staged.tree, target))
+        held, slot, saves = self._held, self._slot, self._writer.saves
+        target = _absolute(path)
+        me = object()
+        self._io.post(held.ledger.begin, me)
         try:
-            await _io_thread.result(restoring)
+            while True:
+                slot.check_open()
+                staged = slot.newest()
+                if staged is None or staged.tree is None:
+                    return None
+                if held.files_of(staged.tree) is None:
+                    await self._until_stored(staged.seq)
+                restoring = saves.restore(held, staged.tree, target, self._flush_timeout)
+                if await _io_thread.run(self._io, restoring, _PATIENCE):
+                    return target
         finally:
-            restoring.cancel()
-        return target
+            with contextlib.suppress(ClosedError):
+                self._io.post(held.ledger.end, me)
 
     async def latest(self) -> Checkpoint | None:
         """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.
@@ -418,6 +438,11 @@ class Checkpointer(Generic[T]):
             report(self._held, error)
 
 
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """What it means here and now, for another thread to use later."""
+    return Path(path).absolute()
+
+
 async def latest(io: IOThread, writer: Writer, key: str) -> Checkpoint | None:
-    found = await _io_thread.result(io.call(read_head(writer.store, key)))
+    found = await _io_thread.result(io.call(read_head(writer.store, key, files=False)))
     return None if found is None else Checkpoint.of(found.record, found.data)

@@ -40,6 +40,15 @@ class Plan(NamedTuple):
     """Of the log line that says so."""
 
 
+class Try(NamedTuple):
+    """What one try to claim has put to the store. Its answer may be lost, and it land later."""
+
+    record: Record
+    state: Staged | None
+    promoted: bool
+    astray: list[Path]
+
+
 Decide = Callable[[Record | None], Plan]
 """Looks at the key's record (None: the key is new) and says how to claim it, or raises."""
 
@@ -68,7 +77,8 @@ async def claim(
     until = time.monotonic() + OP_TIMEOUT
     wait = 0.05
     told = False
-    tried: dict[bytes, Record] = {}
+    tried: dict[bytes, Try] = {}
+    uploaded: dict[str, Files] = {}
     while True:
         try:
             found = await read_head(store, key)
@@ -82,18 +92,21 @@ async def claim(
             if ours is not None:
                 # An answer was lost. What is read back may be on its way to the disk yet: the
                 # claim holds, but it counts only when it has been committed once more.
-                record = msgspec.structs.replace(ours, commit=ours.commit + 1)
+                record = msgspec.structs.replace(ours.record, commit=ours.record.commit + 1)
+                state, promoted, astray = ours.state, ours.promoted, ours.astray
             else:
-                newest = Newest(store, key, found, blobs, left, before)
+                newest = Newest(store, key, found, blobs, left, before, uploaded)
                 state, origin, promoted = await newest.state(fresh=plan.fresh)
+                astray = newest.astray()
                 record = _next(key, found, state, origin, plan, carried=not promoted)
             data = b"" if state is None else state.data
             record, frame = await writer.commits.put_blobs(record, data)
-            tried[record.claim] = record
+            tried[record.claim] = Try(record, state, promoted, astray)
             expect = None if found is None else found.version
             version = await writer.commits.outcome(Put(key, expect, frame))
             break
         except ConflictError:
+            uploaded.clear()  # whoever was faster collects what he does not name
             await asyncio.sleep(random.uniform(0, wait))
         except StoreUnavailableError as exc:
             if time.monotonic() + wait > until:
@@ -116,10 +129,11 @@ async def claim(
     )
     if keep > 1:
         await _put_generation(writer, record, frame)
-    if any(path.name.endswith(_spool.TREE) for path in left):
+    for path in astray:
+        _spool.set_aside(path, key)
+    left = [path for path in left if path not in astray]
+    if left:  # trees take their time
         await asyncio.to_thread(_spool.discard, left)
-    else:
-        _spool.discard(left)
     if writer.finishing:
         raise ClosedError("the runtime was closed while the key was being claimed")
     spool = None if directory is None else _make_spool(directory, record.claim)
@@ -130,7 +144,7 @@ async def claim(
     except StoreError as exc:
         _log.info("old blobs of %r are left for the next claim: %s", key, exc)
         blobs, generations = [], []
-    if superfluous := held.adopt_blobs(blobs, generations):
+    if superfluous := held.ledger.adopt(record, blobs, generations):
         writer.commits.collect(key, superfluous)
     writer.holding.add(held)
     return held

@@ -122,7 +122,7 @@ class Engine:
         base = self.spool_base
         left = [] if base is None else _spool.left_over(base / store_name(key))
         await self.writer.commits.delete(key, head.version)
-        _spool.discard(left)
+        await asyncio.to_thread(_spool.discard, left)
 
     async def pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
         """The keys, some at a time."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import xxhash
 
 from ._calls import bounded, read_blob, read_checked
 from ._errors import CorruptCheckpointError, StoreError
+from ._hops import hop
 from ._packing import Packing
 from ._records import Blob, Files
 from ._trees import Manifest, decode_manifest, encode_manifest, gently, scan
@@ -24,37 +24,47 @@ MANIFEST = "tree-"
 _log = logging.getLogger("aiocheckpoint")
 
 
-async def store_tree(store: Store, key: str, tree_id: str, root: Path, base: Files | None) -> Files:
+async def store_tree(
+    store: Store,
+    key: str,
+    tree_id: str,
+    root: Path,
+    base: Files | None,
+    about_to_put: Callable[[str], object] = str,
+) -> Files:
     """Store what lies at `root`: the pack of what is not in `base`, then the manifest.
+
+    `about_to_put` is told the name of each blob.
 
     Raises:
         OSError: something is wrong with the tree.
         StoreError: the store cannot take it.
-
-    What of it was stored by then is named by no record, and is the next claim's to collect.
     """
     name = f"{tree_id}.{os.urandom(4).hex()}"  # a try that was given up may land late
     before = None
     if base is not None:
         try:
-            before = await read_manifest(store, key, base)
+            before = await check_tree(store, key, base)
         except CorruptCheckpointError as exc:
             _log.warning("%s; all files are stored anew", exc)
-    found = await asyncio.to_thread(scan, root)
-    packing = Packing(root, found, before, PACK + name)
+    found = await hop(scan, root)
+    packing = await hop(Packing, root, found, before, PACK + name)
     size = sum(entry.size for entry in found if entry.kind == "file")
-    async with aclosing(packing.chunks()) as chunks:
-        try:
-            first = await anext(chunks, b"")
-            if first:
+    try:
+        async with aclosing(packing.chunks()) as chunks:
+            if first := await anext(chunks, b""):
+                about_to_put(PACK + name)
                 put = store.put_blob(key, PACK + name, _chain(first, chunks))
                 await bounded(put, "put_blob", key, size=size)
-        except (OSError, StoreError):
-            if packing.failure is not None:
-                raise packing.failure from None
-            raise
-    manifest = packing.manifest()
-    frame = encode_manifest(manifest)
+    except (OSError, StoreError):
+        if packing.failure is not None:
+            raise packing.failure from None
+        raise
+    finally:
+        packing.close()
+    manifest = await hop(packing.manifest)
+    frame = await hop(encode_manifest, manifest)
+    about_to_put(MANIFEST + name)
     await bounded(store.put_blob(key, MANIFEST + name, frame), "put_blob", key, size=len(frame))
     return _files(tree_id, _blob(MANIFEST + name, frame), manifest)
 
@@ -88,7 +98,7 @@ async def read_manifest(store: Store, key: str, files: Files) -> Manifest:
         StoreError: it cannot be read.
     """
     frame = await read_checked(store, key, files.manifest, "the list of files")
-    return decode_manifest(key, frame)
+    return await hop(decode_manifest, key, frame)
 
 
 async def find_tree(store: Store, key: str, tree_id: str, blobs: list[str]) -> Files | None:
@@ -107,16 +117,17 @@ async def find_tree(store: Store, key: str, tree_id: str, blobs: list[str]) -> F
     return None
 
 
-async def check_tree(store: Store, key: str, files: Files) -> None:
-    """See whether the blobs of a tree are there; what is in its packs is not read.
+async def check_tree(store: Store, key: str, files: Files) -> Manifest:
+    """Its manifest, if the blobs of a tree are there; what is in its packs is not read.
 
     Raises:
         CorruptCheckpointError: one is missing, or the manifest is damaged.
     """
-    await read_manifest(store, key, files)
+    manifest = await read_manifest(store, key, files)
     missing = files.blobs.difference(await bounded(store.list_blobs(key), "list_blobs", key))
     if missing:
         raise CorruptCheckpointError(f"files of {key!r} are missing: no {min(missing)}")
+    return manifest
 
 
 async def restore_tree(store: Store, key: str, files: Files, target: Path) -> None:

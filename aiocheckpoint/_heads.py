@@ -44,8 +44,10 @@ def state_name(record: Record) -> str:
     return f"{STATE}{record.claim.hex()}-{record.commit}-{record.seq}"
 
 
-async def read_head(store: Store, key: str) -> Found | None:
+async def read_head(store: Store, key: str, *, files: bool = True) -> Found | None:
     """The key's newest good record with its state; None only if the key has no head.
+
+    With `files=False` nobody looks whether the files are there.
 
     Raises:
         CorruptCheckpointError: the head is damaged and no generation stands in for it.
@@ -61,7 +63,7 @@ async def read_head(store: Store, key: str) -> Found | None:
         if damage is not None and head.version == seen:
             return await _fall_back(store, key, head, damage)
         try:
-            return await _complete(store, key, head)
+            return await _complete(store, key, head, files=files)
         except CorruptCheckpointError as exc:
             # a blob may have been collected while we read: damage is what is there twice
             damage, seen = exc, head.version
@@ -92,11 +94,11 @@ async def kept_generations(
     return kept
 
 
-async def _complete(store: Store, key: str, head: Head) -> Found:
+async def _complete(store: Store, key: str, head: Head, *, files: bool) -> Found:
     record, data = decode_record(key, head.record)
     if record.blob is not None:
         data = await read_checked(store, key, record.blob, "the state")
-    if record.files is not None:
+    if files and record.files is not None:
         await check_tree(store, key, record.files)
     return Found(record, data, head.version)
 
@@ -108,7 +110,7 @@ async def _fall_back(store: Store, key: str, head: Head, damage: CorruptCheckpoi
             continue
         try:
             frame = await read_blob(store, key, name, 0)
-            found = await _complete(store, key, Head(frame, head.version))
+            found = await _complete(store, key, Head(frame, head.version), files=True)
         except (CorruptCheckpointError, FileNotFoundError):
             continue
         _log.warning("%s; falling back to seq %d of %r", damage, found.record.seq, key)

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ._errors import FencedError, FlushTimeoutError, StoreError
-from ._heads import generation_name
+from ._ledger import Ledger
 from ._records import Files, Record, Statistics
 from ._region import Moved, Staged, Tree
 from ._slot import Meta, Slot
@@ -93,15 +93,13 @@ class Held:
         """True once the key was deleted through this handle."""
         self.uploaded: Files | None = None
         """What has become of the newest moved tree that was put to the store."""
-        self.uploading: Moved | None = None
-        """The moved tree that is being read; it stays, even if a newer one has replaced it."""
         self.stored_tree: Files | None = record.files
         """The tree of the newest record that is stored."""
         self.trees = itertools.count(1)
-        self.saves: set[str] = set()
-        """What is under way and builds on blobs, none of which is to be collected meanwhile."""
-        self.blobs: list[tuple[frozenset[str], bool]] = []
-        """Blobs named by each record put, oldest first, and whether its commit succeeded."""
+        """Numbers for trees, drawn by the user's side."""
+        self.forgotten: Files | None = None
+        """The tree that a store which went back in time has no more, if we know of one."""
+        self.ledger = Ledger(keep)
         self.commits = 0
         self.bytes = 0
         self.errors = 0
@@ -146,10 +144,6 @@ class Held:
             files=None if staged is None else self.files_of(staged.tree),
         )
 
-    def next_tree(self) -> str:
-        """An id for the next tree."""
-        return f"{self.record.claim.hex()}-{next(self.trees)}"
-
     def files_of(self, tree: Tree | None) -> Files | None:
         """The stored form of a tree; None if there is none, or none yet."""
         if isinstance(tree, Moved):
@@ -157,59 +151,27 @@ class Held:
             return stored if stored is not None and stored.id == tree.id else None
         return tree
 
-    def outdated(self) -> list[Moved]:
-        """Moved trees that are stored, or that a newer one has replaced before they were."""
-        spool = self.slot.spool
-        if spool is None or not spool.moved:
-            return []
-        # not what is newer than both: it was taken and is about to be staged
-        newest = max(self._number(self.stored_tree), self._number(self.slot.files) - 1)
-        return [
-            moved
-            for moved in list(spool.moved)
-            if self._number(moved) <= newest and moved is not self.uploading
-        ]
+    def tree_id(self, number: int) -> str:
+        """The id of this claim's n-th tree, from 1."""
+        return f"{self.record.claim.hex()}-{number}"
 
-    def _number(self, tree: Tree | None) -> int:
-        """Which of this claim's trees it is, from 1; 0 for one that it carried on, and none."""
+    def tree_number(self, tree: Tree | None) -> int:
+        """Which of this claim's trees it is; 0 for one that it carried on, and for none."""
         claim, _, number = ("" if tree is None else tree.id).rpartition("-")
         return int(number) if claim == self.record.claim.hex() else 0
 
-    def note_blobs(self, record: Record) -> None:
-        """Remember the blobs that a commit is about to name."""
-        names = set() if record.files is None else set(record.files.blobs)
-        if record.blob is not None:
-            names.add(record.blob.name)
-        if self.keep > 1:
-            names.add(generation_name(record))
-        if names or self.blobs:
-            self.blobs.append((frozenset(names), False))
-
-    def adopt_blobs(self, names: list[str], generations: list[frozenset[str]]) -> list[str]:
-        """Right after the claim: take over the generations to keep; the names that may go."""
-        self.blobs += [(generation, True) for generation in generations]
-        self.note_blobs(self.record)
-        if self.blobs:
-            self.blobs[-1] = (self.blobs[-1][0], True)
-        wanted = frozenset().union(*(names for names, _ in self.blobs))
-        return [name for name in names if name not in wanted]
-
-    def superfluous(self) -> list[str]:
-        """After a success: the blobs that may go. One generation more than `keep` stays, for
-        readers that are under way; what failed commits named goes once a later one succeeded."""
-        if not self.blobs or self.saves:
-            return []
-        self.blobs[-1] = (self.blobs[-1][0], True)
-        kept = 0
-        for index in range(len(self.blobs) - 1, -1, -1):
-            kept += self.blobs[index][1]
-            if kept > self.keep:
-                old, self.blobs = self.blobs[:index], self.blobs[index:]
-                alive = frozenset().union(*(names for names, _ in self.blobs))
-                if isinstance(tree := self.slot.files, Files):  # staged, and in no commit yet
-                    alive |= tree.blobs
-                return sorted(frozenset().union(*(names for names, _ in old)) - alive)
-        return []
+    def fenced_by(self, theirs: Record | None) -> FencedError | None:
+        """The error that this head of our key is to us; None if the claim is still ours, or the
+        store went back to before it."""
+        key, mine = self.slot.key, self.record
+        if theirs is None:
+            return FencedError(f"{key!r} was deleted while it was open here")
+        if theirs.run != mine.run or (theirs.claim != mine.claim and theirs.epoch >= mine.epoch):
+            return FencedError(
+                f"{key!r} was claimed by a newer attempt: epoch {theirs.epoch}, ours is"
+                f" {mine.epoch}"
+            )
+        return None
 
     def timed_out(self) -> FlushTimeoutError:
         slot = self.slot

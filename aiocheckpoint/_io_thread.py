@@ -195,6 +195,44 @@ async def result(future: Future[T]) -> T:
         raise ClosedError("the runtime was closed meanwhile") from exc
 
 
+async def run(io: IOThread, coroutine: Coroutine[Any, Any, T], patience: float) -> T:
+    """Run a coroutine on the I/O loop. Whoever is cancelled meanwhile cancels it, and waits for
+    its end, though not for longer than `patience` seconds."""
+    outcome: Future[T] = Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def start() -> None:
+        task = io.loop.create_task(coroutine)
+        tasks.append(task)
+        task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[T]) -> None:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if task.cancelled():
+                outcome.set_exception(ClosedError("the runtime was closed meanwhile"))
+            elif error := task.exception():
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(task.result())
+
+    io.owe(outcome)
+    try:
+        io.post(start)
+    except ClosedError:
+        coroutine.close()
+        raise
+    try:
+        return await result(outcome)
+    except BaseException as exc:
+        if not outcome.done():
+            with contextlib.suppress(ClosedError):
+                io.post(lambda: [task.cancel() for task in tasks])
+            if not isinstance(exc, GeneratorExit):
+                with anyio.move_on_after(patience, shield=True):
+                    await done(outcome)
+        raise
+
+
 async def done_or_blocked(future: Future[Any]) -> None:
     """Wait although cancelled, and if even that is interrupted, a moment without the loop.
 

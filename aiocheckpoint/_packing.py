@@ -13,9 +13,9 @@ import aiofiles
 import xxhash
 from msgspec.structs import replace
 
-from ._trees import CHUNK, Chunk, Entry, Found, Manifest, Pack, gently
+from ._hops import hop
+from ._trees import CHUNK, Chunk, Entry, Found, Manifest, Pack, Walk, gently
 
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SMALL = 256 << 10  # files up to here are read many at a time
 _BATCH_BYTES, _BATCH_ENTRIES = 1 << 20, 256
 
@@ -37,6 +37,7 @@ class Packing:
         self._packs = [] if base is None else list(base.packs)
         self._stay = set() if base is None else lasting(base)
         self._before = {} if base is None else {old.path: old for old in gently(base.entries)}
+        self._walk: Walk | None = None
         self._new = pack
         self._size = 0
         self._entries: list[Entry] = []  # whose chunks count on from the old packs to the new one
@@ -54,17 +55,19 @@ class Packing:
                     batch.append(found)
                     size += found.size
                 if batch and (large or size >= _BATCH_BYTES or len(batch) == _BATCH_ENTRIES):
-                    if new := await asyncio.to_thread(self._take, batch):
+                    if new := await hop(self._take, batch):
                         yield new
                     batch, size = [], 0
                 if large:
                     async with aclosing(self._take_large(found)) as parts:
                         async for part in parts:
                             yield part
-            if batch and (new := await asyncio.to_thread(self._take, batch)):
+            if batch and (new := await hop(self._take, batch)):
                 yield new
         except OSError as exc:
             self.failure = exc
+            if not exc.filename:  # of a tree that is one file
+                exc.filename = os.fsdecode(self._root)
             raise
 
     def manifest(self) -> Manifest:
@@ -82,10 +85,10 @@ class Packing:
 
     async def _take_large(self, found: Found) -> AsyncGenerator[bytes, None]:
         """Chunk by chunk; the next is read while somebody is busy with the one before."""
-        path = self._path(found)
         chunks: list[Chunk] = []
-        async with aiofiles.open(path, "rb", buffering=0, opener=_opener) as file:
-            found.check(os.fstat(file.fileno()))
+        fd = await hop(self._open, found)
+        async with aiofiles.open(fd, "rb", buffering=0) as file:
+            found.check(os.fstat(fd))
             ahead = asyncio.ensure_future(_read_chunk(file.read))
             try:
                 while data := await asyncio.shield(ahead):
@@ -96,7 +99,7 @@ class Packing:
                         yield data
             finally:  # no file is closed while a thread reads from it
                 await asyncio.gather(ahead, return_exceptions=True)
-            found.check(os.fstat(file.fileno()))
+            found.check(os.fstat(fd))
         self._entries.append(found.entry(tuple(chunks)))
 
     def _take(self, batch: list[Found]) -> bytes:
@@ -114,7 +117,7 @@ class Packing:
         return b"".join(new)
 
     def _read(self, found: Found) -> bytes:
-        fd = _opener(self._path(found), 0)
+        fd = self._open(found)
         try:
             found.check(os.fstat(fd))
             data = b""
@@ -137,8 +140,17 @@ class Packing:
         self._size += len(data)
         return chunk, True
 
-    def _path(self, found: Found) -> bytes:
-        return os.path.join(self._root, found.path) if found.path else self._root
+    def _open(self, found: Found) -> int:
+        if not found.path:
+            return os.open(self._root, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._walk is None:
+            self._walk = Walk(self._root)
+        return self._walk.open(found.path, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Let go of the tree."""
+        if self._walk is not None:
+            self._walk.close()
 
 
 def lasting(manifest: Manifest) -> set[int]:
@@ -166,8 +178,3 @@ async def _read_chunk(read: Callable[[int], Awaitable[bytes]]) -> bytes:
     while 0 < len(chunk) < CHUNK and (more := await read(CHUNK - len(chunk))):
         chunk += more
     return chunk
-
-
-def _opener(path: str | bytes, _: int) -> int:
-    """Never follow a link, nor wait for whoever writes to a FIFO, that has taken a file's place."""
-    return os.open(path, _FLAGS)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from . import _spool
-from ._errors import StoreError
+from ._errors import ConflictError, StoreError
 from ._files import find_tree, store_tree
 from ._heads import Found
 from ._held import Held
@@ -29,14 +29,19 @@ class Newest:
         blobs: list[str],
         left: list[Path],
         before: Held | None,
+        uploaded: dict[str, Files],
     ) -> None:
-        """`left` is what lies in the spool; `before` is a handle that could not store its last."""
+        """`left` is what lies in the spool; `before` is a handle that could not store its last;
+        `uploaded` are moved trees that an earlier try has put to the store."""
         self._store = store
         self._key = key
         self._found = found
         self._blobs = blobs
         self._left = left
         self._before = before
+        self._uploaded = uploaded
+        self._fresh = False
+        self._carried: str = ""  # the id of the tree that is carried on
 
     async def state(self, *, fresh: bool) -> tuple[Staged | None, bytes, bool]:
         """The state to carry on, the claim that staged it, and whether it comes from the spool
@@ -47,6 +52,7 @@ class Newest:
         region was superseded, or belongs to a run that was deleted.
         """
         found = self._found
+        self._fresh = fresh
         if found is None or fresh:
             return None, b"", False
         record = found.record
@@ -65,8 +71,27 @@ class Newest:
                         self._key,
                     )
                     continue
+                self._carried = tree if isinstance(tree, str) else "" if tree is None else tree.id
                 return staged._replace(tree=files), claim, True
+        self._carried = "" if record.files is None else record.files.id
         return found.state, origin, False
+
+    def astray(self) -> list[Path]:
+        """Trees in the spool that are in no record although no newer one has replaced them: they
+        were taken, and never staged, or on another boot. Call it after `state`."""
+        found = self._found
+        if found is None or self._fresh:
+            return []
+        own = {found.record.claim.hex(), found.record.origin.hex()}
+        claim, _, number = self._carried.rpartition("-")
+        carried = {claim: int(number)} if claim else {}
+        astray = []
+        for path in self._left:
+            if path.name.endswith(_spool.TREE):
+                claim, _, number = path.stem.rpartition("-")
+                if claim in own and int(number) > carried.get(claim, 0):
+                    astray.append(path)
+        return astray
 
     def _staged_by(self, claim: bytes) -> list[tuple[Staged, str | Tree | None]]:
         """What a claim has staged and, or under which id, the files that belong to it; the newest
@@ -100,13 +125,23 @@ class Newest:
             paths.append(tree.path)
         if not paths:
             raise LookupError(tree_id)
+        if tree_id in self._uploaded:
+            return self._uploaded[tree_id]
         try:
             new = f"{os.urandom(16).hex()}-0"
-            return await store_tree(self._store, self._key, new, paths[0], head)
+            files = await store_tree(self._store, self._key, new, paths[0], head)
         except OSError as exc:
+            if _gone(paths[0]):  # whoever lives there has just stored it
+                raise ConflictError("the spool has changed", op="open", key=self._key) from exc
             raise StoreError(
                 f"files that were saved with move=True cannot be read from the spool ({exc}): mend"
                 f" that, or remove {paths[0]} to go back to what was stored before them",
                 op="open",
                 key=self._key,
             ) from exc
+        self._uploaded[tree_id] = files
+        return files
+
+
+def _gone(path: Path) -> bool:
+    return not os.path.lexists(path)

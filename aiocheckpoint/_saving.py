@@ -3,47 +3,144 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
-from ._calls import backoff
+from ._calls import backoff, bounded
 from ._commits import Commits
-from ._errors import StoreError, StoreUnavailableError
+from ._errors import CorruptCheckpointError, FencedError, StoreError, StoreUnavailableError
 from ._files import restore_tree, store_tree
 from ._held import Held, lightened
+from ._hops import hop
 from ._outages import Outages
-from ._records import Files
+from ._records import Files, decode_record
 from ._region import Moved, Tree
 from ._trees import check_movable
+
+T = TypeVar("T")
 
 
 class Saves:
     """Puts trees to the store of a writer. Lives on the I/O loop, and commits nothing.
 
-    While anything is in `held.saves` none of the key's blobs is collected.
+    Whoever asks for a save or restore enters himself in the key's ledger before, and leaves it
+    when he has staged what he got, or has given up.
     """
 
     def __init__(self, commits: Commits, outages: Outages) -> None:
         self._commits = commits
+        self._store = commits.store
         self._outages = outages
-        self._restores = itertools.count()
 
     async def save(self, held: Held, tree_id: str, root: Path, timeout: float) -> Files:
-        """Put the files that lie at `root` to the store, for somebody who waits. When he has
-        staged them, or given up, he takes `tree_id` out of `held.saves`.
+        """Put the files that lie at `root` to the store.
 
         Raises:
             OSError: they cannot be read.
             StoreError: the store cannot take them; `StoreUnavailableError` after trying for
                 `timeout` seconds.
         """
-        held.saves.add(tree_id)
+        await hop(self._check_place, held, root)
+        return await self._persistently(
+            held, timeout, lambda: self._store_tree(held, tree_id, root)
+        )
+
+    async def check(self, held: Held, path: Path) -> None:
+        """See whether what lies there can be saved, before it is moved.
+
+        Raises:
+            OSError: it cannot.
+        """
+        await hop(self._check_place, held, path)
+        await hop(check_movable, path)
+
+    async def restore(self, held: Held, tree: Tree, target: Path, timeout: float) -> bool:
+        """Make the files of a tree anew at `target`; False if it is not stored, nor will be, as a
+        newer one has replaced it."""
+        files = held.files_of(tree)
+        if files is None:
+            return False
+        try:
+            await self._persistently(
+                held, timeout, lambda: restore_tree(self._store, held.slot.key, files, target)
+            )
+        except CorruptCheckpointError as exc:
+            if fenced := await self._fence(held):  # a newer attempt has replaced the files
+                raise fenced from exc
+            raise
+        return True
+
+    async def upload(self, held: Held, tree: Moved) -> Files:
+        """Put a tree to the store that was moved into the spool.
+
+        Raises:
+            FencedError: it is gone, as a newer attempt has claimed the key.
+            StoreError: it cannot be read, or the store cannot take it.
+        """
+        self.drop_moved(held, before=held.tree_number(tree))
+        try:
+            return await self._store_tree(held, tree.id, tree.path)
+        except OSError as exc:
+            if fenced := await self._fence(held):
+                raise fenced from exc
+            raise StoreError(
+                f"the files that were moved into the spool cannot be read any more ({exc}): save"
+                " them again",
+                op="save",
+                key=held.slot.key,
+            ) from exc
+
+    def drop_moved(self, held: Held, *, before: int) -> None:
+        """Remove moved trees of a lower number, in the background: a newer one has replaced them,
+        or they are stored."""
+        spool = held.slot.spool
+        for moved in [] if spool is None else list(spool.moved):
+            assert spool is not None
+            if held.tree_number(moved) < before:
+                spool.moved.remove(moved)
+                self._commits.start(asyncio.to_thread(spool.drop, moved.path))
+
+    def collect(self, held: Held) -> None:
+        """After a commit: delete the blobs that may go, in the background."""
+        if names := held.ledger.superfluous(held.files_of(held.slot.files)):
+            self._commits.collect(held.slot.key, names)
+
+    def over(self, held: Held, tree_id: str) -> None:
+        """Whoever saved has staged what he got, or given up."""
+        held.ledger.end(tree_id)
+        if held.deleted and (names := held.ledger.abandoned()):
+            self._commits.collect(held.slot.key, names)
+
+    async def look_for_files(self, held: Held) -> None:
+        """When a store went back in time: see whether it still has the files."""
+        key, slot = held.slot.key, held.slot
+        files = held.files_of(slot.files)
+        held.stored_tree = held.forgotten = None
+        if files is not None:
+            blobs = await bounded(self._store.list_blobs(key), "list_blobs", key)
+            if files.blobs <= frozenset(blobs):
+                held.stored_tree = files
+            else:
+                held.forgotten = files
+
+    async def _store_tree(self, held: Held, tree_id: str, root: Path) -> Files:
+        return await store_tree(
+            self._store, held.slot.key, tree_id, root, held.stored_tree, held.ledger.put
+        )
+
+    async def _persistently(
+        self, held: Held, timeout: float, attempt: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Try again while the store is unavailable, for so many seconds."""
         key = held.slot.key
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         for failures in itertools.count():
             try:
-                return await store_tree(self._commits.store, key, tree_id, root, held.stored_tree)
+                return await attempt()
             except StoreUnavailableError as exc:
                 held.errors += 1
                 held.last_error = lightened(exc)
@@ -54,46 +151,19 @@ class Saves:
                 await asyncio.sleep(wait)
         raise AssertionError("a count has no end")
 
-    async def check(self, path: Path) -> None:
-        """See whether what lies there can be saved, before it is moved.
-
-        Raises:
-            OSError: it cannot.
-        """
-        await asyncio.to_thread(check_movable, path)
-
-    async def restore(self, held: Held, tree: Tree, target: Path) -> None:
-        """Make the files of a stored tree anew at `target`."""
-        files = held.files_of(tree)
-        assert files is not None, "a moved tree is stored first"
-        me = f"restore {next(self._restores)}"
-        held.saves.add(me)
-        try:
-            await restore_tree(self._commits.store, held.slot.key, files, target)
-        finally:
-            held.saves.discard(me)
-
-    async def upload(self, held: Held, tree: Moved) -> Files:
-        """Put a tree to the store that was moved into the spool."""
-        held.uploading = tree
-        self.drop_outdated(held)
+    async def _fence(self, held: Held) -> FencedError | None:
+        """Whether the key is somebody else's by now."""
         key = held.slot.key
-        try:
-            return await store_tree(self._commits.store, key, tree.id, tree.path, held.stored_tree)
-        except OSError as exc:
-            raise StoreError(
-                f"the files that were moved into the spool cannot be read any more ({exc}): save"
-                " them again",
-                op="save",
-                key=key,
-            ) from exc
-        finally:
-            held.uploading = None
+        head = await bounded(self._store.load(key), "load", key)
+        return held.fenced_by(None if head is None else decode_record(key, head.record)[0])
 
-    def drop_outdated(self, held: Held) -> None:
-        """Remove moved trees that nobody needs any more, in the background."""
+    def _check_place(self, held: Held, root: Path) -> None:
         spool = held.slot.spool
-        for moved in held.outdated():
-            assert spool is not None
-            spool.moved.remove(moved)
-            self._commits.start(asyncio.to_thread(spool.drop, moved.path))
+        top = root.resolve()
+        for place in (self._store.spool_dir, None if spool is None else spool.directory):
+            if place is not None and place.resolve().is_relative_to(top):
+                raise OSError(
+                    errno.EINVAL,
+                    f"holds the store ({place}): save a directory beside it",
+                    str(root),
+                )

@@ -65,6 +65,7 @@ class Slot:
         "meta",
         "numbers",
         "raw",
+        "saved",
         "seen",
         "seq",
         "seqs",
@@ -74,6 +75,7 @@ class Slot:
         "stopping",
         "stored",
         "stored_meta",
+        "tree_number",
     )
 
     def __init__(
@@ -93,6 +95,11 @@ class Slot:
         self.state: bytes | Staged | None = state
         self.files: Tree | None = None if state is None else state.tree
         """What plain states go with."""
+        self.tree_number = 0
+        """Which tree of the claim that is."""
+        self.saved = (self.first, (self.first, 0))
+        """The seq that files were staged under last, and when its state was given: after which
+        seq, and in which save."""
         self.raw: type[bytes] | None = None
         """`bytes` while plain bytes may be staged without further ado; else nothing's type."""
         self.stage: Stage | None = None
@@ -137,20 +144,35 @@ class Slot:
             self._open_fast_path()
         return staged.seq
 
-    def put_tree(self, tree: Tree, encoded: tuple[bytes, str] | None) -> int:
+    def put_tree(
+        self, tree: Tree, number: int, encoded: tuple[bytes, str] | None, since: int
+    ) -> int:
         """Stage files, with their state or with the one that is newest, as one.
 
         From the owning loop's thread. Whoever looks, or stages from elsewhere, waits meanwhile:
-        no state is ever seen with the other's files.
+        no state is ever seen with the other's files. It took a while to come here, and the call
+        that came later wins: files of a higher `number` stay, and so does a state that was written
+        since, when seq `since` was the newest, or saved under a higher number.
         """
         with self._foreign_lock:
             self.check_open()
-            if encoded is None:
-                newest = self.newest()
-                encoded = (b"", "") if newest is None else (newest.data, newest.codec)
+            if number < self.tree_number:
+                return self.newest_seq
+            self.tree_number = number
             self.raw = None
             self.files = tree
-            staged = Staged(next(self.numbers), *encoded, tree)
+            # a signal handler may stage at any point: what it has staged by the time that we look
+            # must have a lower number
+            seq = next(self.numbers)
+            newest = self.newest()
+            called = since, number
+            if newest is not None:
+                saved, when = self.saved
+                before = when if newest.seq == saved else (newest.seq, 0)
+                if encoded is None or before > called:
+                    encoded, called = (newest.data, newest.codec), before
+            self.saved = seq, called
+            staged = Staged(seq, *(encoded or (b"", "")), tree)
             if self._lane is not None:
                 self._lane.stage(staged)
             self.state = staged

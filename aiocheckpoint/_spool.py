@@ -31,7 +31,9 @@ from ._region import (
 from ._trees import make_removable
 
 TREE = ".tree"
-_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9]+|-[0-9]+\.tree)")
+_GONE = ".gone"
+_ASIDE = ".aside"
+_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9]+|-[0-9]+\.(tree|gone))")
 _RETRY_AFTER = 1.0  # seconds until a disk that was full is tried again
 _log = logging.getLogger("aiocheckpoint")
 
@@ -94,6 +96,12 @@ class Spool:
         self._paths.append(moved.path)
         self.moved.append(moved)
         return moved
+
+    def give_back(self, moved: Moved, path: Path) -> None:
+        """Undo a take that came to nothing."""
+        self.moved.remove(moved)
+        self._paths.remove(moved.path)
+        os.rename(moved.path, path)
 
     def remove(self) -> None:
         """Forget all that this claim staged. Call it when nothing stages any more."""
@@ -230,15 +238,38 @@ def discard(paths: list[Path]) -> None:
 
 def _remove(path: Path) -> None:
     try:
-        if path.name.endswith(TREE) and stat.S_ISDIR(path.lstat().st_mode):
-            make_removable(path)
-            shutil.rmtree(path)
+        if path.name.endswith((TREE, _GONE)):
+            # in one step: half a tree must never be taken for a whole one
+            gone = path.with_suffix(_GONE)
+            path.rename(gone)
+            if stat.S_ISDIR(gone.lstat().st_mode):
+                make_removable(gone)
+                shutil.rmtree(gone)
+            else:
+                gone.unlink()
         else:
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         pass
     except OSError as exc:  # nothing depends on it: claim ids tell what it holds from the rest
         _log.warning("%s of the spool cannot be removed: %s", path, exc)
+
+
+def set_aside(path: Path, key: str) -> None:
+    """Keep a tree that no record has: nobody else may have these files. Nothing here touches it
+    again."""
+    aside = path.with_suffix(_ASIDE)
+    try:
+        path.rename(aside)
+    except OSError as exc:
+        _log.warning("%s of the spool cannot be moved aside: %s", path, exc)
+        return
+    _log.warning(
+        "files that save(move=True) took for %r are in no checkpoint, as the process or machine"
+        " ended before they were; they are kept in %s: remove or use them",
+        key,
+        aside,
+    )
 
 
 def drop_directory(directory: Path) -> None:

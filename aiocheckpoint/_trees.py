@@ -19,8 +19,9 @@ import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import msgspec
 import xxhash
@@ -37,6 +38,9 @@ _MAGIC = b"\x89AIOCKT\n"
 _PREFIX = struct.Struct("<8sH")
 _SUM = 16
 _PERMISSIONS = 0o777
+_LATEST = (1 << 63) - 1
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Kind = Literal["file", "directory", "link"]
 
@@ -185,24 +189,32 @@ class Found(msgspec.Struct, frozen=True, gc=False):
     inode: int
     size: int
     mtime: int
+    ctime: int
     target: bytes = b""
 
     @classmethod
     def of(cls, path: bytes, kind: Kind, info: os.stat_result, target: bytes = b"") -> Found:
-        mode = 0 if kind == "link" else info.st_mode & _PERMISSIONS
         return cls(
-            path, kind, mode, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, target
+            path,
+            kind,
+            0 if kind == "link" else info.st_mode & _PERMISSIONS,
+            info.st_dev,
+            info.st_ino,
+            info.st_size,
+            info.st_mtime_ns,
+            info.st_ctime_ns,
+            target,
         )
 
     def entry(self, chunks: tuple[Chunk, ...] = ()) -> Entry:
-        mtime = self.mtime if self.kind == "file" else 0
+        mtime = max(-_LATEST, min(self.mtime, _LATEST)) if self.kind == "file" else 0
         return Entry(self.path, self.kind, self.mode, mtime, self.target, chunks)
 
     def check(self, info: os.stat_result) -> None:
         """Raise OSError if the open file is not what was found, or was changed since."""
-        now = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-        if now != (self.device, self.inode, self.size, self.mtime):
-            raise _refusal(self.path, "was changed while it was saved: save it when it is done")
+        now = Found.of(self.path, self.kind, info, self.target)
+        if now != self:
+            raise refusal(self.path, "was changed while it was saved: save it when it is done")
 
 
 def gently(items: Iterable[T]) -> Iterator[T]:
@@ -212,6 +224,63 @@ def gently(items: Iterable[T]) -> Iterator[T]:
         if not number % 256:
             time.sleep(0)
         yield item
+
+
+@contextmanager
+def _naming(path: bytes) -> Iterator[None]:
+    """Have an error say the path in the tree, not the last name alone."""
+    try:
+        yield
+    except OSError as exc:
+        exc.filename = os.fsdecode(path)
+        raise
+
+
+class Walk:
+    """Reaches the entries of a tree from its root, and follows no link on the way: whoever may
+    write in the tree cannot lead us out of it. Paths may be longer than the system's limit.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        """Raises OSError if the root is no directory."""
+        self._root = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+        self._path = b""
+        self._here = self._root
+
+    def directory(self, path: bytes) -> int:
+        """A descriptor of a directory of the tree, open until the next one is asked for."""
+        if path != self._path:
+            self._leave()
+            with _naming(path):
+                for name in filter(None, path.split(b"/")):
+                    above, self._here = self._here, os.open(name, _DIRECTORY, dir_fd=self._here)
+                    if above != self._root:
+                        os.close(above)
+            self._path = path
+        return self._here
+
+    def open(self, path: bytes, flags: int, mode: int = 0) -> int:
+        """Open an entry, if it is no link."""
+        above, _, name = path.rpartition(b"/")
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        here = self.directory(above)
+        with _naming(path):
+            return os.open(name, flags, mode, dir_fd=here)
+
+    def close(self) -> None:
+        self._leave()
+        os.close(self._root)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _leave(self) -> None:
+        here, self._here, self._path = self._here, self._root, b""
+        if here != self._root:
+            os.close(here)
 
 
 def scan(root: Path) -> list[Found]:
@@ -226,14 +295,15 @@ def scan(root: Path) -> list[Found]:
     if stat.S_ISREG(info.st_mode):
         return [Found.of(b"", "file", info)]
     if not stat.S_ISDIR(info.st_mode):
-        raise _refusal(top, f"is {_describe(info)}: only files and directories can be saved")
+        raise refusal(top, f"is {_describe(info)}: only files and directories can be saved")
     found = [Found.of(b"", "directory", info)]
     left = [b""]
-    while left:
-        here = left.pop()
-        entries = sorted(_entries(top, here), key=_path)
-        found += entries
-        left += [entry.path for entry in reversed(entries) if entry.kind == "directory"]
+    with Walk(top) as walk:
+        while left:
+            here = left.pop()
+            entries = sorted(_entries(walk, here), key=_path)
+            found += entries
+            left += [entry.path for entry in reversed(entries) if entry.kind == "directory"]
     return found
 
 
@@ -245,29 +315,33 @@ def check_movable(root: Path) -> None:
     """Raise OSError if what lies there cannot be saved; nor can a link be moved in place of what
     it leads to."""
     if stat.S_ISLNK(root.lstat().st_mode):
-        raise _refusal(os.fsencode(root), "is a link: move what it leads to")
+        raise refusal(os.fsencode(root), "is a link: move what it leads to")
     scan(root)
 
 
-def _entries(top: bytes, directory: bytes) -> Iterator[Found]:
-    with os.scandir(os.path.join(top, directory) if directory else top) as listing:
+def _entries(walk: Walk, directory: bytes) -> Iterator[Found]:
+    fd = walk.directory(directory)
+    with _naming(directory):
+        listing = os.scandir(fd)
+    with listing:
         for item in listing:
-            path = directory + b"/" + item.name if directory else item.name
+            name = os.fsencode(item.name)
+            path = directory + b"/" + name if directory else name
             info = item.stat(follow_symlinks=False)
             if stat.S_ISREG(info.st_mode):
                 yield Found.of(path, "file", info)
             elif stat.S_ISDIR(info.st_mode):
                 yield Found.of(path, "directory", info)
             elif stat.S_ISLNK(info.st_mode):
-                target = os.readlink(item.path)
+                target = os.fsencode(os.readlink(name, dir_fd=fd))
                 if fault := link_fault(path, target):
                     leads = os.fsdecode(target)
-                    raise _refusal(
+                    raise refusal(
                         path, f"is a link to {leads!r}, which {fault}: only links within can be"
                     )
                 yield Found.of(path, "link", info, target)
             else:
-                raise _refusal(path, f"is {_describe(info)}: leave it out of what is saved")
+                raise refusal(path, f"is {_describe(info)}: leave it out of what is saved")
 
 
 def make_removable(top: Path) -> None:
@@ -276,7 +350,7 @@ def make_removable(top: Path) -> None:
         os.chmod(directory, 0o700)
 
 
-def _refusal(path: bytes, why: str) -> OSError:
+def refusal(path: bytes, why: str) -> OSError:
     return OSError(errno.EINVAL, why, os.fsdecode(path))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import fcntl
+import hashlib
 import itertools
 import os
 import shutil
@@ -11,147 +12,208 @@ import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
-import aiofiles
 import xxhash
 
 from ._errors import CorruptCheckpointError
-from ._trees import Chunk, Entry, Manifest, make_removable
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from ._hops import hop
+from ._trees import Chunk, Entry, Manifest, Walk, gently, make_removable
 
 Read = Callable[[str, int, int], AsyncIterator[bytes]]
 """Gives that many bytes of a pack of that name, from there on."""
 
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _SMALL = 256 << 10  # files up to here are written many at a time
 _BATCH_BYTES, _BATCH_ENTRIES = 1 << 20, 256
 
 
 async def unpack(key: str, manifest: Manifest, target: Path, read: Read) -> None:
-    """Make the tree at `target`, whole or not at all.
+    """Make the tree at `target`, which is absolute.
 
-    It grows beside the target under a temporary name, and is checked on the way.
+    It grows under a hidden name beside the target, or within it if that is an empty directory
+    (which may be a mount), and is checked on the way.
 
     Raises:
         FileExistsError: something is there already, other than an empty directory for a tree.
         CorruptCheckpointError: a pack is damaged or cut short.
         OSError: it cannot be written there.
     """
-    temp = target.with_name(f".{target.name[:80]}.restoring-{os.urandom(8).hex()}")
+    place: _Place | None = None
     try:
-        await _hop(_begin, target, temp, manifest.entries[0])
+        place = await hop(_Place, target, manifest.entries[0].kind == "directory")
+        await hop(place.begin)
         async with aclosing(_contents(key, manifest, read)) as contents:
-            await _fill(os.fsencode(temp), manifest, contents)
-        await _hop(_finish, temp, target, manifest)
+            await _fill(place, manifest, contents)
+        await hop(place.finish, manifest)
     except BaseException as exc:
-        await _hop(_discard, temp)
         exc.add_note(f"aiocheckpoint: the files of {key!r} were not restored to {target}")
         raise
+    finally:
+        if place is not None:
+            await hop(place.end)
 
 
-async def _hop(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `fn` in a thread, and do not go on, cancelled or not, while it runs."""
-    call = asyncio.ensure_future(asyncio.to_thread(fn, *args, **kwargs))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait([call])
-        raise
-
-
-async def _fill(top: bytes, manifest: Manifest, contents: AsyncIterator[memoryview]) -> None:
+async def _fill(place: _Place, manifest: Manifest, contents: AsyncIterator[memoryview]) -> None:
     batch: list[tuple[Entry, bytes]] = []
     size = 0
     for entry in manifest.entries:
+        if entry.size <= _SMALL:
+            data = b"".join([await anext(contents) for _ in entry.chunks])
+            batch.append((entry, data))
+            size += len(data)
+            if size < _BATCH_BYTES and len(batch) < _BATCH_ENTRIES:
+                continue
+        await hop(place.make, batch)
+        batch, size = [], 0
         if entry.size > _SMALL:
-            await _hop(_make, top, batch)
-            batch, size = [], 0
-            await _write_large(_path(top, entry), entry, contents)
-            continue
-        data = b"".join([await anext(contents) for _ in entry.chunks])
-        batch.append((entry, data))
-        size += len(data)
-        if size >= _BATCH_BYTES or len(batch) == _BATCH_ENTRIES:
-            await _hop(_make, top, batch)
-            batch, size = [], 0
-    await _hop(_make, top, batch)
-
-
-async def _write_large(path: bytes, entry: Entry, contents: AsyncIterator[memoryview]) -> None:
-    async with aiofiles.open(path, "wb", buffering=0, opener=_opener) as file:
-        for _ in entry.chunks:
-            rest = await anext(contents)
-            while rest:
-                rest = rest[await file.write(rest) :]
-        await _hop(_stamp, file.fileno(), entry)
-
-
-def _begin(target: Path, temp: Path, root: Entry) -> None:
-    """Refuse what is there already; make the root under its temporary name."""
-    if os.path.lexists(target):
-        if root.kind == "file":
-            raise FileExistsError(
-                errno.EEXIST, "is there already: restore the file to a new name", str(target)
-            )
-        if not stat.S_ISDIR(target.lstat().st_mode) or any(target.iterdir()):
-            raise FileExistsError(
-                errno.EEXIST,
-                "is not an empty directory: restore the files to a new one",
-                str(target),
-            )
-    if root.kind == "directory":
-        os.mkdir(temp, 0o700)
-
-
-def _make(top: bytes, batch: list[tuple[Entry, bytes]]) -> None:
-    """Make entries, in order. Nothing is followed and nothing replaced: all is new in `top`."""
-    for entry, data in batch:
-        path = _path(top, entry)
-        if entry.kind == "directory":
-            if entry.path:
-                os.mkdir(path, 0o700)
-        elif entry.kind == "link":
-            os.symlink(entry.target, path)
-        else:
-            fd = _opener(path, 0)
+            fd = await hop(place.open, entry)
             try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-                _stamp(fd, entry)
+                for _ in entry.chunks:
+                    await hop(_write, fd, await anext(contents))
+                await hop(_stamp, fd, entry)
             finally:
                 os.close(fd)
+    await hop(place.make, batch)
 
 
-def _finish(temp: Path, target: Path, manifest: Manifest) -> None:
-    """Close the directories, innermost first, and give the tree its name."""
-    top = os.fsencode(temp)
-    for entry in reversed(manifest.entries):
-        if entry.kind == "directory":
-            os.chmod(_path(top, entry), entry.mode)
-    if manifest.entries[0].kind == "directory":
-        os.rename(temp, target)  # onto nothing, or an empty directory; anything else is refused
-        return
+class _Place:
+    """Where a tree grows: a hidden directory, locked while we live, so that what a process has
+    left that was killed can be told and removed."""
+
+    def __init__(self, target: Path, is_tree: bool) -> None:
+        self._target = target
+        self._within = False
+        if os.path.lexists(target):
+            if not is_tree:
+                raise _taken(target, "is there already: restore the file to a new name")
+            if not stat.S_ISDIR(target.lstat().st_mode):
+                raise _taken(target, "is no directory: restore the files to a new name")
+            self._within = True
+        base = target if self._within else target.parent
+        name = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
+        mine = f".restoring-{name}-"
+        others = [path for path in base.iterdir() if not _removed(path, mine)]
+        if self._within and others:
+            raise _taken(target, "is not an empty directory: restore the files to a new one")
+        self._temp = base / f"{mine}{os.urandom(4).hex()}"
+        self._tree = self._temp / "tree"
+        self._is_tree = is_tree
+        self._lock = -1
+        self._walk: Walk | None = None
+
+    def begin(self) -> None:
+        os.mkdir(self._temp, 0o700)
+        self._lock = _locked(self._temp)
+        if self._is_tree:
+            os.mkdir(self._tree, 0o700)
+            self._walk = Walk(os.fsencode(self._tree))
+
+    def open(self, entry: Entry) -> int:
+        """Make a file that is not there yet."""
+        if self._walk is None:
+            return os.open(self._tree, _FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return self._walk.open(entry.path, _FLAGS, 0o600)
+
+    def make(self, batch: list[tuple[Entry, bytes]]) -> None:
+        """Make entries, in order. Nothing is followed and nothing replaced."""
+        for entry, data in batch:
+            above, _, name = entry.path.rpartition(b"/")
+            if entry.kind == "file":
+                fd = self.open(entry)
+                try:
+                    _write(fd, memoryview(data))
+                    _stamp(fd, entry)
+                finally:
+                    os.close(fd)
+            elif entry.path:
+                assert self._walk is not None
+                here = self._walk.directory(above)
+                if entry.kind == "link":
+                    os.symlink(entry.target, name, dir_fd=here)
+                else:
+                    os.mkdir(name, 0o700, dir_fd=here)
+
+    def finish(self, manifest: Manifest) -> None:
+        """Give the tree its name. Directories get their permissions innermost first; those that
+        are moved get them last, as who may not write to one may not move it either."""
+        directories = [e for e in reversed(manifest.entries) if e.kind == "directory"]
+        moved = [e for e in directories if not e.path or (self._within and b"/" not in e.path)]
+        self._permit(entry for entry in gently(directories) if entry not in moved)
+        if self._within:
+            for name in os.listdir(self._tree):
+                os.rename(self._tree / name, self._target / name)
+        elif self._is_tree:
+            os.rename(self._tree, self._target)  # onto nothing; what came meanwhile is refused
+        else:
+            _put_file(self._tree, self._target)
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = Walk(os.fsencode(self._target))
+            self._permit(iter(moved))
+
+    def _permit(self, directories: Iterator[Entry]) -> None:
+        for entry in directories:
+            assert self._walk is not None
+            here = self._walk.directory(entry.path)
+            if self._within and not entry.path:
+                with suppress(PermissionError):  # a mount may be another's
+                    os.fchmod(here, entry.mode)
+            else:
+                os.fchmod(here, entry.mode)
+
+    def end(self) -> None:
+        """Remove what is left; nothing, if all went well."""
+        if self._walk is not None:
+            self._walk.close()
+        if self._lock != -1:
+            _remove_all(self._temp)
+            os.close(self._lock)
+
+
+def _taken(target: Path, why: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, why, str(target))
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that locks a directory; OSError if another process, or restore, has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _removed(path: Path, prefix: str) -> bool:
+    """Remove it if a restore to the same target left it that was killed; whether it was that."""
+    if not path.name.startswith(prefix):
+        return False
+    try:
+        fd = _locked(path)
+    except OSError:
+        return False
+    try:
+        _remove_all(path)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _remove_all(path: Path) -> None:
+    with suppress(OSError):
+        make_removable(path)
+        shutil.rmtree(path)
+
+
+def _put_file(temp: Path, target: Path) -> None:
     try:
         os.link(temp, target)  # unlike a rename it replaces nothing
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
         os.rename(temp, target)
-    else:
-        os.unlink(temp)
-
-
-def _discard(temp: Path) -> None:
-    with suppress(OSError):
-        if stat.S_ISDIR(temp.lstat().st_mode):
-            make_removable(temp)
-            shutil.rmtree(temp)
-        else:
-            temp.unlink()
 
 
 class _Run(NamedTuple):
@@ -220,14 +282,11 @@ class _Pieces:
             await close()
 
 
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def _stamp(fd: int, entry: Entry) -> None:
     os.fchmod(fd, entry.mode)
     os.utime(fd, ns=(entry.mtime, entry.mtime))
-
-
-def _opener(path: str | bytes, _: int) -> int:
-    return os.open(path, _FLAGS, 0o600)
-
-
-def _path(top: bytes, entry: Entry) -> bytes:
-    return os.path.join(top, entry.path) if entry.path else top

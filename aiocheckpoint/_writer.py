@@ -167,26 +167,44 @@ class Writer:
         held.busy = True
         record = held.record = held.next_record(staged, meta)
         held.taken = Taken(record.seq, meta, len(data), self._loop.time())
-        if len(data) > INLINE_LIMIT or held.keep > 1 or held.blobs or slot.files is not None:
+        if (
+            len(data) > INLINE_LIMIT
+            or held.keep > 1
+            or not held.ledger.empty
+            or slot.files is not None
+        ):
             tree = None if staged is None else staged.tree
             self.commits.start(self._with_blobs(held, record, data, tree))
             return None
         return Put(slot.key, held.version, encode_record(record, data)), held
 
     async def _with_blobs(self, held: Held, record: Record, data: bytes, tree: Tree | None) -> None:
+        key = record.key
         try:
             if isinstance(tree, Moved) and record.files is None:
                 held.uploaded = await self.saves.upload(held, tree)
                 record = msgspec.structs.replace(record, files=held.uploaded)
+            if record.files is not None and record.files == held.forgotten:
+                raise StoreError(
+                    "the store went back in time, to before the files were in it: save them again",
+                    op="save",
+                    key=key,
+                )
             record, frame = await self.commits.put_blobs(record, data)
             if held.keep > 1:
                 await self.commits.put_generation(record, frame)
         except StoreError as exc:
             held.settle(exc)
-            return
-        held.record = record
-        held.note_blobs(record)
-        self.commits.send(Put(record.key, held.version, frame), held)
+        except FencedError as exc:
+            held.busy = False
+            self._refused(held, exc)
+        except Exception as exc:
+            what = f"unexpected {type(exc).__name__}: {exc}"
+            held.settle(StoreError(what, op="commit", key=key))
+        else:
+            held.record = record
+            held.ledger.name(record)
+            self.commits.send(Put(key, held.version, frame), held)
 
     # Commits end.
 
@@ -209,14 +227,14 @@ class Writer:
         held.clean_until = taken.at
         held.next_at = taken.at + held.min_interval
         held.stored_tree = held.record.files
-        self.saves.drop_outdated(held)
+        self.saves.drop_moved(held, before=held.tree_number(held.stored_tree) + 1)
         if slot.error is not None:
             slot.error = None
             slot.attention = ALERT if slot.alert else self._call
         if held.waiters:
             self._tell(held)
-        if held.blobs and (names := held.superfluous()):
-            self.commits.collect(slot.key, names)
+        if not held.ledger.empty:
+            self.saves.collect(held)
         if held in self.holding:  # not let go of just now
             self._look_at(held)
             self._advance(held)
@@ -259,6 +277,8 @@ class Writer:
         waiters, held.waiters = held.waiters, []
         for waiter in waiters:
             waiter.ended(error)
+        if slot.newest_seq != held.taken.seq:
+            self.woken(held)  # what was staged since may fare better
 
     async def _reconcile(self, held: Held) -> None:
         """After a conflict: is the head ours (an answer was lost), older (the store went back in
@@ -275,29 +295,29 @@ class Writer:
             held.busy = False
             self._refused(held, exc)
             return
+        fenced = held.fenced_by(theirs)
+        if fenced is not None or head is None or theirs is None:
+            held.busy = False
+            self._refused(held, fenced or FencedError(f"{key!r} was deleted"))
+            return
+        if theirs.claim != mine.claim:
+            _log.warning("%s went back in time; claiming %r again", self.store.identity, key)
+        if (theirs.claim, theirs.commit) != (mine.claim, mine.commit):
+            # blobs may have gone with what the store forgot
+            held.record = msgspec.structs.replace(mine, blob=None)
+            try:
+                await self.saves.look_for_files(held)
+            except StoreError as exc:
+                held.busy = False
+                self._failed(held, exc)
+                return
         held.busy = False
-        if head is None or theirs is None:
-            self._refused(held, FencedError(f"{key!r} was deleted while it was open here"))
-        elif theirs.run != mine.run or (theirs.claim != mine.claim and theirs.epoch >= mine.epoch):
-            self._refused(
-                held,
-                FencedError(
-                    f"{key!r} was claimed by a newer attempt: epoch {theirs.epoch}, ours is"
-                    f" {mine.epoch}"
-                ),
-            )
-        else:
-            if theirs.claim != mine.claim:
-                _log.warning("%s went back in time; claiming %r again", self.store.identity, key)
-            if (theirs.claim, theirs.commit) != (mine.claim, mine.commit):
-                # blobs may have gone with what the store forgot
-                held.record = msgspec.structs.replace(mine, blob=None)
-            # not acknowledged yet even if it is our own state: what was read back may still be
-            # on its way to the disk, so it is committed once more
-            held.version = head.version
-            held.next_at = 0.0
-            self._look_at(held)
-            self._advance(held)
+        # not acknowledged yet even if it is our own state: what was read back may still be on its
+        # way to the disk, so it is committed once more
+        held.version = head.version
+        held.next_at = 0.0
+        self._look_at(held)
+        self._advance(held)
 
     # Waiting, leaving.
 
@@ -369,7 +389,10 @@ class Writer:
         for waiter in waiters:
             waiter.ended(None if held.covers(waiter) else slot.error or held.timed_out())
         if slot.spool is not None and not keep_spool:
-            self._loop.call_soon(slot.spool.remove)
+            if slot.spool.moved:  # what may take its time
+                self.commits.start(asyncio.to_thread(slot.spool.remove))
+            else:
+                self._loop.call_soon(slot.spool.remove)
         if held.left and not slot.dirty:
             slot.release()
 
@@ -392,6 +415,8 @@ class Writer:
         finally:
             held.busy = False
             self._advance(held)
+        if names := held.ledger.abandoned():
+            self.commits.collect(slot.key, names)
         self._outages.over(slot.key)
         slot.close(ClosedError(f"{slot.key!r} was deleted through this handle: open it again"))
         self._let_go(held, keep_spool=False)

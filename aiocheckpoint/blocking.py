@@ -141,7 +141,7 @@ class Checkpointer(Generic[T]):
         cp = self._cp
         encoded = cp._encoded(state)
         keep = cp._move if move else cp._save
-        seq = _result(cp._io, keep(Path(path), encoded))
+        seq = _result(cp._io, keep(Path(path).absolute(), encoded))
         if encoded is not None:
             cp._stop_here()
         return seq
@@ -154,7 +154,7 @@ class Checkpointer(Generic[T]):
             CorruptCheckpointError, OSError, StoreError, FlushTimeoutError:
                 as `aiocheckpoint.Checkpointer.restore`.
         """
-        return _result(self._cp._io, self._cp.restore(path))
+        return _result(self._cp._io, self._cp.restore(Path(path).absolute()))
 
     def latest(self) -> Checkpoint | None:
         """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.

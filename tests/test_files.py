@@ -437,11 +437,11 @@ async def test_what_is_closed_before_it_is_moved_takes_nothing(
         saves = rt._running.writer.saves
         plain = saves.check
 
-        async def check(path: Path) -> None:
+        async def check(held: Held, path: Path) -> None:
             begun.set()
             while not go_on.is_set():  # noqa: ASYNC110 (another thread's event)
                 await asyncio.sleep(0.001)
-            await plain(path)
+            await plain(held, path)
 
         async def late(cp: Checkpointer[bytes]) -> None:
             with pytest.raises(ClosedError):

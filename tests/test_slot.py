@@ -68,7 +68,7 @@ def test_slot_behaves_like_its_model(
         elif op == "tree":
             tree = Moved(f"own-{seq}", Path("own"))
             encoded = None if state is None else (state, codec)
-            seq = slot.put_tree(tree, encoded)
+            seq = slot.put_tree(tree, seq, encoded, seq)
             before = (b"", "") if newest is None else (newest.data, newest.codec)
             state, codec = encoded or before
             newest = Staged(seq, state, codec, tree)

@@ -18,7 +18,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiocheckpoint import CodecError, CorruptCheckpointError, _packing
+from aiocheckpoint import CodecError, CorruptCheckpointError
 from aiocheckpoint._files import restore_tree, store_tree
 from aiocheckpoint._packing import Packing, lasting
 from aiocheckpoint._trees import (
@@ -287,14 +287,14 @@ class Change:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Path], object]
     ):
-        plain = _packing._opener
+        plain = Packing._open
 
-        def opener(path: str | bytes, flags: int) -> int:
-            if os.fsdecode(path).endswith(name):
-                change(Path(os.fsdecode(path)))
-            return plain(path, flags)
+        def opener(self: Packing, found: Found) -> int:
+            if found.path == name.encode():
+                change(Path(os.fsdecode(self._root)) / name)
+            return plain(self, found)
 
-        monkeypatch.setattr(_packing, "_opener", opener)
+        monkeypatch.setattr(Packing, "_open", opener)
 
 
 def append(path: Path) -> None:
