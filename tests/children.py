@@ -71,11 +71,11 @@ def start(body: str, url: str, *args: object) -> subprocess.Popen[bytes]:
     )
 
 
-def run(body: str, url: str, *args: object) -> list[str]:
+def run(body: str, url: str, *args: object, within: float = LATE) -> list[str]:
     """Run such a process to its end, however it comes; the lines that it printed."""
     with start(body, url, *args) as process:
         try:
-            out, _ = process.communicate(timeout=LATE)
+            out, _ = process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
