@@ -155,9 +155,11 @@ class Held:
         """The id of this claim's n-th tree, from 1."""
         return f"{self.record.claim.hex()}-{number}"
 
-    def tree_number(self, tree: Tree | None) -> int:
-        """Which of this claim's trees it is; 0 for one that it carried on, and for none."""
-        claim, _, number = ("" if tree is None else tree.id).rpartition("-")
+    def tree_number(self, tree: Tree | str | None) -> int:
+        """Which of this claim's trees it is, or has the id; 0 for one that it carried on, and for
+        none."""
+        tree_id = tree if isinstance(tree, str) else "" if tree is None else tree.id
+        claim, _, number = tree_id.rpartition("-")
         return int(number) if claim == self.record.claim.hex() else 0
 
     def fenced_by(self, theirs: Record | None) -> FencedError | None:

@@ -15,8 +15,9 @@ async def hop(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return await settled(asyncio.to_thread(fn, *args, **kwargs))
 
 
-async def settled(call: Awaitable[T]) -> T:
-    """Await to the end, even if cancelled meanwhile, and raise that only then.
+async def settled(call: Awaitable[T], discard: Callable[[T], object] | None = None) -> T:
+    """Await to the end, even if cancelled meanwhile, and raise that only then, having discarded
+    what came of it.
 
     What a thread still uses (a descriptor, a directory) must not be closed or removed under it.
     """
@@ -25,6 +26,6 @@ async def settled(call: Awaitable[T]) -> T:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # seen
+        if not future.cancelled() and future.exception() is None and discard is not None:
+            discard(future.result())
         raise

@@ -76,7 +76,10 @@ class Ledger:
         return sorted(gone)
 
     def abandoned(self) -> list[str]:
-        """When the key is deleted: what was put and is named by no record."""
+        """When the key is deleted: what was put and is named by no record. While it is still being
+        put, nothing: then ask again."""
+        if self._users:
+            return []
         loose, self._loose = self._loose, set()
         return sorted(loose)
 

@@ -13,7 +13,7 @@ import aiofiles
 import xxhash
 from msgspec.structs import replace
 
-from ._hops import hop
+from ._hops import hop, settled
 from ._trees import CHUNK, Chunk, Entry, Found, Manifest, Pack, Walk, gently
 
 _SMALL = 256 << 10  # files up to here are read many at a time
@@ -86,20 +86,23 @@ class Packing:
     async def _take_large(self, found: Found) -> AsyncGenerator[bytes, None]:
         """Chunk by chunk; the next is read while somebody is busy with the one before."""
         chunks: list[Chunk] = []
-        fd = await hop(self._open, found)
-        async with aiofiles.open(fd, "rb", buffering=0) as file:
+        fd = await settled(asyncio.to_thread(self._open, found), os.close)
+        try:
             found.check(os.fstat(fd))
-            ahead = asyncio.ensure_future(_read_chunk(file.read))
-            try:
-                while data := await asyncio.shield(ahead):
-                    ahead = asyncio.ensure_future(_read_chunk(file.read))
-                    chunk, is_new = self._place(found, len(chunks), data)
-                    chunks.append(chunk)
-                    if is_new:
-                        yield data
-            finally:  # no file is closed while a thread reads from it
-                await asyncio.gather(ahead, return_exceptions=True)
+            async with aiofiles.open(fd, "rb", buffering=0, closefd=False) as file:
+                ahead = asyncio.ensure_future(_read_chunk(file.read))
+                try:
+                    while data := await asyncio.shield(ahead):
+                        ahead = asyncio.ensure_future(_read_chunk(file.read))
+                        chunk, is_new = self._place(found, len(chunks), data)
+                        chunks.append(chunk)
+                        if is_new:
+                            yield data
+                finally:  # no file is closed while a thread reads from it
+                    await asyncio.gather(ahead, return_exceptions=True)
             found.check(os.fstat(fd))
+        finally:
+            os.close(fd)
         self._entries.append(found.entry(tuple(chunks)))
 
     def _take(self, batch: list[Found]) -> bytes:

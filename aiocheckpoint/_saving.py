@@ -80,7 +80,9 @@ class Saves:
             FencedError: it is gone, as a newer attempt has claimed the key.
             StoreError: it cannot be read, or the store cannot take it.
         """
-        self.drop_moved(held, before=held.tree_number(tree))
+        # not the one that the spool names: until this is stored, a kill goes back to it
+        spooled = held.tree_number(held.slot.spooled_tree)
+        self.drop_moved(held, before=min(held.tree_number(tree), spooled))
         try:
             return await self._store_tree(held, tree.id, tree.path)
         except OSError as exc:

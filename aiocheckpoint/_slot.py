@@ -234,6 +234,12 @@ class Slot:
         lanes = (self._lane, self._foreign_lane)
         return staged is not None and any(lane and lane.takes(staged) for lane in lanes)
 
+    @property
+    def spooled_tree(self) -> str:
+        """The id of the files that the states in the spool go with."""
+        region = None if self._lane is None else self._lane.region
+        return "" if region is None else region.tree
+
     def check_open(self) -> None:
         if self.closed is not None:
             raise self.closed.with_traceback(None)

@@ -73,6 +73,8 @@ class Spool:
         if path in self._paths:
             self._paths.remove(path)
         _remove(path)
+        if path.name.endswith(TREE):  # it may have outlasted all else
+            drop_directory(self.directory)
 
     def take(self, path: Path, tree_id: str) -> Moved:
         """Take a file or directory by rename: in one step, and whatever its size.
@@ -216,7 +218,7 @@ def staged(paths: list[Path], claim: bytes) -> list[Recovered]:
     """The whole states that `claim` staged on this boot, one a region."""
     found = []
     for path in paths:
-        if not path.name.startswith(claim.hex()) or path.name.endswith(TREE):
+        if not path.name.startswith(f"{claim.hex()}."):
             continue
         try:
             if recovered := read_region(path, claim):

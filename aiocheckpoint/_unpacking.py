@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import hashlib
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import xxhash
 
 from ._errors import CorruptCheckpointError
-from ._hops import hop
+from ._hops import hop, settled
 from ._trees import Chunk, Entry, Manifest, Walk, gently, make_removable
 
 Read = Callable[[str, int, int], AsyncIterator[bytes]]
@@ -67,7 +68,7 @@ async def _fill(place: _Place, manifest: Manifest, contents: AsyncIterator[memor
         await hop(place.make, batch)
         batch, size = [], 0
         if entry.size > _SMALL:
-            fd = await hop(place.open, entry)
+            fd = await settled(asyncio.to_thread(place.open, entry), os.close)
             try:
                 for _ in entry.chunks:
                     await hop(_write, fd, await anext(contents))

@@ -51,7 +51,8 @@ class Descriptor:
 class GrowingFile:
     """A file that is written chunk by chunk under a temporary name, by one thread at a time.
 
-    The descriptor is closed when nobody refers to it: a write that was cancelled may still run.
+    It is closed, and removed if it has no name yet, when nobody refers to it: a write that was
+    cancelled may still run.
     """
 
     def __init__(self, key: str, path: Path) -> None:
@@ -60,6 +61,7 @@ class GrowingFile:
         self._temp = path.with_name(temp_name())
         self._number = os.open(self._temp, WRITE_FLAGS, 0o666)
         self._size = 0
+        self._named = False
 
     def write(self, data: bytes) -> None:
         with translated("put_blob", self.key, self.path):
@@ -74,6 +76,7 @@ class GrowingFile:
         with translated("put_blob", self.key, self.path):
             os.fsync(self._number)
             os.rename(self._temp, self.path)
+            self._named = True
             sync_directory(self.path.parent)
 
     def discard(self) -> None:
@@ -83,6 +86,8 @@ class GrowingFile:
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):
             os.close(self._number)
+            if not self._named:
+                self.discard()
 
 
 def check_blob_name(name: str) -> None:
@@ -122,7 +127,7 @@ class BlobFiles:
                 await run(file.write, chunk)
             await run(self._finish, file)
         except BaseException:
-            file.discard()
+            file.discard()  # now, as the error's traceback may keep it
             raise
 
     async def open(
