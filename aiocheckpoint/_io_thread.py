@@ -26,6 +26,7 @@ import anyio.lowlevel
 from ._errors import ClosedError
 
 T = TypeVar("T")
+_HOPS = 4
 _log = logging.getLogger("aiocheckpoint")
 
 
@@ -148,9 +149,21 @@ class IOThread:
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.loop.set_default_executor(_ready_executor())
         self._end = asyncio.Event()
         self._ready.set()
         await self._end.wait()
+
+
+def _ready_executor() -> concurrent.futures.ThreadPoolExecutor:
+    """Threads for `asyncio.to_thread` that have started: since Python 3.12 none can while the
+    interpreter exits, and what is flushed then may need them."""
+    executor = concurrent.futures.ThreadPoolExecutor(_HOPS, "aiocheckpoint-hop")
+    started = threading.Barrier(_HOPS + 1)
+    for _ in range(_HOPS):
+        executor.submit(started.wait)
+    started.wait()
+    return executor
 
 
 class _Token(Protocol):
