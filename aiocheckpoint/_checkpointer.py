@@ -232,13 +232,18 @@ class Checkpointer(Generic[T]):
 
         Both become one record: `restore()` gives the files of the record whose state `read()`
         gives. Without `state` the newest one stays. `write()` keeps the files; the next `save`
-        replaces them, and stores only what of them has changed.
+        replaces them, and stores only what of them has changed. Of overlapping calls the one that
+        came later wins: a state that is written while a `save` is under way stays, with its files.
 
         It returns when all is stored. Until then the files must not be changed; cancelled before
         that, or failing, it leaves the checkpoint as it was, or, if the record was under way,
-        stages the new one as a whole. With `move=True` the file or
-        directory is taken by rename (into the spool, which must be on the same file system), and
-        it returns when that is staged: stored it is in the background, newest wins, like `write`.
+        stages the new one as a whole. Cancelled, it waits for the end of its work in the
+        background, for 5 seconds at most.
+
+        With `move=True` the file or directory is taken by rename (into the spool, which must be on
+        the same file system), and it returns when that is staged: stored it is in the background,
+        newest wins, like `write`. If the spool cannot take the state (over 4 MiB, or no room), it
+        returns when all is stored. Refused or interrupted, it gives the files back.
 
         Kept are names, permissions, files' modification times, empty directories, and symbolic
         links that stay within the tree; owners, further attributes and hard links are not.
@@ -246,11 +251,14 @@ class Checkpointer(Generic[T]):
         Raises:
             OSError: the files are missing, cannot be read, were changed meanwhile, or are
                 something else than files, directories and such links. `filename` says which.
-                Or, to be moved, on another file system than the spool.
+                Or the directory holds the store or its spool; or, to be moved, is on another file
+                system than the spool.
             ValueError: `move=True`, and there is no spool.
             CodecError: the state is None or cannot be encoded.
-            FencedError: a newer attempt has claimed the key.
-            StoreError: the store refuses them, or was unavailable for `flush_timeout`.
+            FencedError: a newer attempt has claimed the key. If that is known at the call, nothing
+                is taken.
+            StoreError: the store refuses them, or was unavailable for `flush_timeout`. Or, with
+                `move=True`, it refused an earlier state for good; these are staged, and tried.
             FlushTimeoutError: they are in the store, but the record is not within
                 `flush_timeout`; it goes on being tried.
             StoppedError: the runtime stops and this is an attempt of `run`; all is saved. Only if
@@ -324,15 +332,23 @@ class Checkpointer(Generic[T]):
     async def restore(self, path: str | os.PathLike[str]) -> Path | None:
         """Make the files of the newest `save` anew; the path, or None if nothing was saved.
 
-        A file comes back as a file and a tree as a tree, whole or not at all: what is read is
-        checked, and gets its name when it is complete. Files of a `save(move=True)` that is not
-        stored yet are waited for.
+        A file comes back as a file and a tree as a tree: what is read is checked, and gets its name
+        when it is complete. A new name appears whole, in one step. An empty directory is filled
+        (it may be a mount): its names are moved into it one by one at the very end, and only a
+        kill just then leaves a part. Failing or cancelled it leaves nothing, and waits for that,
+        for 5 seconds at most; what a killed one has left (`.restoring-...`) the next one to the
+        same path removes.
+
+        Files of a `save(move=True)` that is not stored yet are waited for. While the store is
+        unavailable it tries again, for `flush_timeout`.
 
         Raises:
             FileExistsError: there is something already, other than an empty directory for a tree.
             CorruptCheckpointError: the stored files are damaged, or would lead out of the tree.
             OSError: they cannot be written there.
+            FencedError: a newer attempt has claimed the key, and replaced the files.
             StoreError, FlushTimeoutError: they cannot be read, or not be stored first.
+            ClosedError: the handle is closed.
         """
         held, slot, saves = self._held, self._slot, self._writer.saves
         target = _absolute(path)
@@ -354,7 +370,8 @@ class Checkpointer(Generic[T]):
                 self._io.post(held.ledger.end, me)
 
     async def latest(self) -> Checkpoint | None:
-        """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.
+        """The stored record, undecoded: metadata and the payload's bytes. It claims nothing, and
+        does not look whether the files are there.
 
         Raises:
             CorruptCheckpointError, StoreError: it is damaged, or cannot be read.

@@ -130,10 +130,12 @@ class Checkpointer(Generic[T]):
         """Keep a file or a directory tree, with the state that it goes with; return the seq.
 
         As `aiocheckpoint.Checkpointer.save`: it returns when all is stored; with `move=True` the
-        files are taken by rename, and it returns when that is staged.
+        files are taken by rename, and it returns when that is staged, if the spool can take the
+        state.
 
         Raises:
-            OSError: the files cannot be read, or were changed meanwhile.
+            OSError: the files cannot be read or moved, or were changed meanwhile.
+            ValueError: `move=True`, and there is no spool.
             CodecError, FencedError, StoreError, FlushTimeoutError, StoppedError, ClosedError:
                 as there.
             RuntimeError: an async handle is wrapped: its loop is to save.
@@ -151,13 +153,14 @@ class Checkpointer(Generic[T]):
 
         Raises:
             FileExistsError: there is something already, other than an empty directory for a tree.
-            CorruptCheckpointError, OSError, StoreError, FlushTimeoutError:
-                as `aiocheckpoint.Checkpointer.restore`.
+            CorruptCheckpointError, OSError, FencedError, StoreError, FlushTimeoutError,
+                ClosedError: as `aiocheckpoint.Checkpointer.restore`.
         """
         return _result(self._cp._io, self._cp.restore(Path(path).absolute()))
 
     def latest(self) -> Checkpoint | None:
-        """The stored record, undecoded: metadata and the payload's bytes. It claims nothing.
+        """The stored record, undecoded: metadata and the payload's bytes. It claims nothing, and
+        does not look whether the files are there.
 
         Raises:
             CorruptCheckpointError, StoreError: it is damaged, or cannot be read.
