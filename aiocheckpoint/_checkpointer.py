@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from concurrent.futures import Future
@@ -17,8 +16,9 @@ from . import _io_thread
 from ._codecs import Coder
 from ._errors import CheckpointError, ClosedError, FencedError, StoppedError
 from ._heads import read_head
-from ._held import Held, into, report
+from ._held import Held, report
 from ._io_thread import IOThread
+from ._keeper import Keeper
 from ._records import Checkpoint, Statistics
 from ._slot import ALERT, IDLE
 from ._writer import Writer
@@ -28,7 +28,6 @@ D = TypeVar("D")
 
 KEEP: Any = ...  # the state, in a save without one
 _STARVED, _BREATH = 0.03, 0.0002  # seconds
-_PATIENCE = 5.0  # seconds that a cancelled save or restore has to end
 
 
 class Checkpointer(Generic[T]):
@@ -47,6 +46,7 @@ class Checkpointer(Generic[T]):
         self._io = io
         self._coder = coder
         self._flush_timeout = flush_timeout
+        self._keeper = Keeper(held, writer, io, flush_timeout)
         self._thread: int | None = get_ident()
         """The thread whose loop owns it; None if it is used by `write_nowait` alone, from any."""
         self._breathed = 0.0
@@ -215,15 +215,7 @@ class Checkpointer(Generic[T]):
             FencedError, StoreError: it never will be.
         """
         self._slot.check_open()
-        await self._until_stored(self._slot.newest_seq)
-
-    async def _until_stored(self, seq: int) -> None:
-        future: Future[None] = Future()
-        self._io.post(self._writer.flush, self._held, seq, self._slot.meta, into(future))
-        with anyio.move_on_after(self._flush_timeout):
-            await _io_thread.result(future)
-            return
-        raise self._held.timed_out()
+        await self._keeper.until_stored(self._slot.newest_seq)
 
     async def save(
         self, path: str | os.PathLike[str], *, state: T = KEEP, move: bool = False
@@ -266,68 +258,21 @@ class Checkpointer(Generic[T]):
             ClosedError: the handle is closed.
         """
         encoded = self._encoded(state)
-        seq = await (self._move if move else self._save)(path, encoded)
+        keep = self._keeper.move if move else self._keeper.save
+        seq = await keep(_absolute(path), encoded)
         if encoded is not None:
             self._stop_here()
         return seq
 
     def _encoded(self, state: T) -> tuple[bytes, str] | None:
         """The state of a save, if it has one; refuses a save that may not be."""
-        self._refuse_fenced()
+        self._keeper.refuse_fenced()
         if self._thread not in (get_ident(), None):
             raise RuntimeError(
                 f"save() of {self.key!r} is for the event loop that opened it: call it there, from"
                 " a worker thread by anyio.from_thread.run"
             )
         return None if state is KEEP else self._coder.encode(state)
-
-    def _refuse_fenced(self) -> None:
-        self._slot.check_open()
-        if isinstance(error := self._slot.error, FencedError):
-            raise error.with_traceback(None)
-
-    async def _save(self, path: str | os.PathLike[str], encoded: tuple[bytes, str] | None) -> int:
-        held, slot, saves = self._held, self._slot, self._writer.saves
-        number, since = next(held.trees), slot.newest_seq
-        tree_id = held.tree_id(number)
-        saving = saves.save(held, tree_id, _absolute(path), self._flush_timeout)
-        self._io.post(held.ledger.begin, tree_id)
-        try:
-            files = await _io_thread.run(self._io, saving, _PATIENCE)
-            seq = slot.put_tree(files, number, encoded, since)
-        finally:
-            with contextlib.suppress(ClosedError):
-                self._io.post(saves.over, held, tree_id)
-        await self._until_stored(seq)
-        return seq
-
-    async def _move(self, path: str | os.PathLike[str], encoded: tuple[bytes, str] | None) -> int:
-        held, slot = self._held, self._slot
-        spool = slot.spool
-        if spool is None:
-            raise ValueError(
-                f"save({str(path)!r}, move=True) needs a spool to move it into, and {self.key!r}"
-                " has none: open it with spool= a directory, or save with move=False"
-            )
-        number, since = next(held.trees), slot.newest_seq
-        source = _absolute(path)
-        await _io_thread.result(self._io.call(self._writer.saves.check(held, source)))
-        self._refuse_fenced()  # before it is taken: afterwards nobody would have it
-        error = slot.error
-        # in one step as far as a cancellation can see: what is taken is staged
-        moved = spool.take(source, held.tree_id(number))
-        try:
-            seq = slot.put_tree(moved, number, encoded, since)
-        except BaseException:
-            if slot.files is not moved:
-                spool.give_back(moved, source)
-            raise
-        self._io.post(self._writer.woken, held)
-        if not slot.spooled:  # nothing in the spool says whose it is
-            await self._until_stored(seq)
-        elif error is not None:
-            raise error.with_traceback(None)
-        return seq
 
     async def restore(self, path: str | os.PathLike[str]) -> Path | None:
         """Make the files of the newest `save` anew; the path, or None if nothing was saved.
@@ -350,24 +295,7 @@ class Checkpointer(Generic[T]):
             StoreError, FlushTimeoutError: they cannot be read, or not be stored first.
             ClosedError: the handle is closed.
         """
-        held, slot, saves = self._held, self._slot, self._writer.saves
-        target = _absolute(path)
-        me = object()
-        self._io.post(held.ledger.begin, me)
-        try:
-            while True:
-                slot.check_open()
-                staged = slot.newest()
-                if staged is None or staged.tree is None:
-                    return None
-                if held.files_of(staged.tree) is None:
-                    await self._until_stored(staged.seq)
-                restoring = saves.restore(held, staged.tree, target, self._flush_timeout)
-                if await _io_thread.run(self._io, restoring, _PATIENCE):
-                    return target
-        finally:
-            with contextlib.suppress(ClosedError):
-                self._io.post(held.ledger.end, me)
+        return await self._keeper.restore(_absolute(path))
 
     async def latest(self) -> Checkpoint | None:
         """The stored record, undecoded: metadata and the payload's bytes. It claims nothing, and

@@ -128,8 +128,7 @@ class Newest:
         if tree_id in self._uploaded:
             return self._uploaded[tree_id]
         try:
-            new = f"{os.urandom(16).hex()}-0"
-            files = await store_tree(self._store, self._key, new, paths[0], head)
+            files = await store_tree(self._store, self._key, tree_id, paths[0], head)
         except OSError as exc:
             if _gone(paths[0]):  # whoever lives there has just stored it
                 raise ConflictError("the spool has changed", op="open", key=self._key) from exc

@@ -162,10 +162,14 @@ class Saves:
     def _check_place(self, held: Held, root: Path) -> None:
         spool = held.slot.spool
         top = root.resolve()
-        for place in (self._store.spool_dir, None if spool is None else spool.directory):
-            if place is not None and place.resolve().is_relative_to(top):
+        store = self._store.identity.partition(":")[2]  # of a local one this is a path
+        places = [Path(store)] if store.startswith("/") else []
+        places += [] if spool is None else [spool.directory]
+        for place in places:
+            inner = place.resolve()
+            if inner.is_relative_to(top) or top.is_relative_to(inner):
                 raise OSError(
                     errno.EINVAL,
-                    f"holds the store ({place}): save a directory beside it",
+                    f"is where the store lies ({place}): save another directory",
                     str(root),
                 )

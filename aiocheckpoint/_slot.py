@@ -140,8 +140,7 @@ class Slot:
             self._lane.stage(staged)
         self.state = data if codec == BYTES else staged
         self.seq = staged.seq
-        if self._plain:
-            self._open_fast_path()
+        self._open_fast_path()
         return staged.seq
 
     def put_tree(
@@ -156,9 +155,10 @@ class Slot:
         """
         with self._foreign_lock:
             self.check_open()
-            if number < self.tree_number:
-                return self.newest_seq
-            self.tree_number = number
+            late = number < self.tree_number
+            if late and self.files is not None:
+                tree = self.files
+            self.tree_number = max(number, self.tree_number)
             self.raw = None
             self.files = tree
             # a signal handler may stage at any point: what it has staged by the time that we look
@@ -170,6 +170,9 @@ class Slot:
                 saved, when = self.saved
                 before = when if newest.seq == saved else (newest.seq, 0)
                 if encoded is None or before > called:
+                    if late:
+                        self._open_fast_path()
+                        return newest.seq
                     encoded, called = (newest.data, newest.codec), before
             self.saved = seq, called
             staged = Staged(seq, *(encoded or (b"", "")), tree)
@@ -177,8 +180,7 @@ class Slot:
                 self._lane.stage(staged)
             self.state = staged
             self.seq = staged.seq
-            if self._plain:
-                self._open_fast_path()
+            self._open_fast_path()
         return staged.seq
 
     def put_foreign(self, data: bytes, codec: str) -> int:
@@ -278,6 +280,8 @@ class Slot:
             self._open_fast_path()
 
     def _open_fast_path(self) -> None:
+        if not self._plain:
+            return
         region = None if self._lane is None else self._lane.region
         if region is not None:
             tree_id = "" if self.files is None else self.files.id

@@ -142,7 +142,7 @@ class Checkpointer(Generic[T]):
         """
         cp = self._cp
         encoded = cp._encoded(state)
-        keep = cp._move if move else cp._save
+        keep = cp._keeper.move if move else cp._keeper.save
         seq = _result(cp._io, keep(Path(path).absolute(), encoded))
         if encoded is not None:
             cp._stop_here()
