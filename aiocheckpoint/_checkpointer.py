@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from threading import get_ident
 from typing import Any, Generic, TypeVar, overload
@@ -14,9 +13,10 @@ import anyio.lowlevel
 
 from . import _io_thread
 from ._codecs import Coder
-from ._errors import CheckpointError, ClosedError, FencedError, StoppedError
+from ._errors import StoppedError
+from ._exit import Exit
 from ._heads import read_head
-from ._held import Held, report
+from ._held import Held
 from ._io_thread import IOThread
 from ._keeper import Keeper
 from ._records import Checkpoint, Statistics
@@ -47,6 +47,7 @@ class Checkpointer(Generic[T]):
         self._coder = coder
         self._flush_timeout = flush_timeout
         self._keeper = Keeper(held, writer, io, flush_timeout)
+        self._exit = Exit(held, writer, io)
         self._thread: int | None = get_ident()
         """The thread whose loop owns it; None if it is used by `write_nowait` alone, from any."""
         self._breathed = 0.0
@@ -320,67 +321,6 @@ class Checkpointer(Generic[T]):
     def statistics(self) -> Statistics:
         """Counts since the key was opened. Never waits."""
         return self._held.statistics()
-
-    # Leaving.
-
-    async def _leave(self, exc: BaseException | None, timeout: float) -> None:
-        """Close, and wait until all is stored; `exc` is what the body ends with."""
-        leaving = self._close(timeout)
-        try:
-            if isinstance(exc, GeneratorExit):  # a closing coroutine must not wait on the loop
-                _io_thread.block(leaving)
-            else:
-                await _io_thread.done_or_blocked(leaving)
-        except BaseException:
-            leaving.add_done_callback(self._report)
-            raise
-        self._left(leaving, exc)
-
-    def _close(self, timeout: float) -> Future[None]:
-        """Refuse every later write. The future is done when all is stored, or its time is over."""
-        held, slot = self._held, self._slot
-        leaving: Future[None] = Future()
-        if held.deleted:
-            leaving.set_result(None)
-            return leaving
-        slot.close(ClosedError(f"the checkpointer of {slot.key!r} is closed: open the key again"))
-        held.leaving = leaving
-        self._io.owe(leaving)
-        try:
-            self._io.post(self._writer.leave, held, timeout)
-        except ClosedError as closed:
-            leaving.set_exception(closed)
-        return leaving
-
-    def _left(self, leaving: Future[None], exc: BaseException | None) -> None:
-        """Say how leaving went: raise it, or attach it to what the body ends with."""
-        if leaving.done():
-            error = self._failure(leaving)
-            if exc is not None:
-                self._attach(exc, error)
-            elif error is not None:
-                raise error
-        else:
-            leaving.add_done_callback(self._report)
-
-    def _failure(self, leaving: Future[None]) -> BaseException | None:
-        """Why leaving has failed, if it has."""
-        error = leaving.exception()
-        if isinstance(error, ClosedError):  # the runtime had ended, and flushed what it could
-            held, slot = self._held, self._slot
-            return (slot.error or held.timed_out()) if slot.dirty else None
-        return error
-
-    def _attach(self, exc: BaseException, error: BaseException | None) -> None:
-        """A failed flush never masks the exception in flight."""
-        if error is None or (isinstance(error, FencedError) and isinstance(exc, CheckpointError)):
-            return
-        exc.add_note(f"aiocheckpoint: leaving {self.key!r} failed as well: {error}")
-        report(self._held, error)
-
-    def _report(self, leaving: Future[None]) -> None:
-        if error := self._failure(leaving):
-            report(self._held, error)
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -112,4 +112,4 @@ class Opening(Generic[T]):
         assert self._cp is not None
         engine = self._engine()
         engine.release(self._key, self)
-        await self._cp._leave(exc, engine.stopping.flush_time(self._flush_timeout))
+        await self._cp._exit.leave(exc, engine.stopping.flush_time(self._flush_timeout))

@@ -277,15 +277,15 @@ class _Opening(Generic[T]):
         cp = self._cp
         io = cp._io
         try:
-            leaving = cp._close(cp._flush_timeout)
+            leaving = cp._exit.close(cp._flush_timeout)
             _io_thread.wait(leaving, io.patience)
         except BaseException:  # Ctrl-C: the thread goes on without us, and says how it went
             io.finish()
             if cp._held.leaving is not None:
-                cp._held.leaving.add_done_callback(cp._report)
+                cp._held.leaving.add_done_callback(cp._exit.report)
             raise
         try:
-            cp._left(leaving, exc)
+            cp._exit.left(leaving, exc)
         finally:
             _end(io)
 
