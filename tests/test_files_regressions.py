@@ -53,10 +53,12 @@ async def left_behind(store: Store, spool: Path, source: Path) -> Path:
         await cp.write(b"old")
     dying = FaultyStore(store)
     with pytest.raises(FlushTimeoutError):
-        async with Runtime(dying, spool=spool, min_interval=0, flush_timeout=0) as rt:
-            async with rt.open("k") as cp:
-                dying.down = True
-                await cp.save(source, state=b"new", move=True)
+        async with (
+            Runtime(dying, spool=spool, min_interval=0, flush_timeout=0) as rt,
+            rt.open("k") as cp,
+        ):
+            dying.down = True
+            await cp.save(source, state=b"new", move=True)
     (tree,) = spool.rglob("*.tree")
     return tree
 
@@ -244,15 +246,17 @@ async def test_a_tree_that_the_spool_names_stays_until_a_newer_one_is_stored(
     first = make(tmp_path / "first", **MANY)
     before = seen(first)
     with pytest.raises(FlushTimeoutError):
-        async with Runtime(store, spool=spool, min_interval=0, flush_timeout=0) as rt:
-            async with rt.open("k") as cp:
-                store.down = True
-                await cp.save(first, state=b"first", move=True)
-                with pytest.raises(FlushTimeoutError):
-                    large = b"2" * (5 << 20)
-                    await cp.save(make(tmp_path / "second", a=b"2"), state=large, move=True)
-                failed = cp.statistics().errors
-                await true(lambda: cp.statistics().errors > failed)
+        async with (
+            Runtime(store, spool=spool, min_interval=0, flush_timeout=0) as rt,
+            rt.open("k") as cp,
+        ):
+            store.down = True
+            await cp.save(first, state=b"first", move=True)
+            with pytest.raises(FlushTimeoutError):
+                large = b"2" * (5 << 20)
+                await cp.save(make(tmp_path / "second", a=b"2"), state=large, move=True)
+            failed = cp.statistics().errors
+            await true(lambda: cp.statistics().errors > failed)
     store.down = False
     async with aiocheckpoint.open(store, "k", spool=spool) as cp:
         assert await cp.read() == b"first"
@@ -317,7 +321,7 @@ async def test_trees_of_a_fenced_handle_are_removed_beside_the_loop(
                 async with aiocheckpoint.open(memory, "k", spool=None):
                     pass
                 store.down = False
-                monkeypatch.setattr(_spool.shutil, "rmtree", rmtree)
+                monkeypatch.setattr(shutil, "rmtree", rmtree)
                 await cp.flush()
     assert threads
     assert "aiocheckpoint-io" not in threads
@@ -351,13 +355,15 @@ async def test_a_claim_that_lands_late_leaves_the_key_whole(tmp_path: Path) -> N
     source = make(tmp_path / "source", **MANY)
     before = seen(source)
     await left_behind(memory, spool, source)
-    async with Runtime(LateClaim(memory), spool=spool, min_interval=0) as rt:
-        async with rt.open("k") as cp:
-            assert await cp.read() == b"new"
-            await cp.restore(tmp_path / "1")
-            await cp.write(b"next")
-            await cp.flush()
-            await cp.restore(tmp_path / "2")
+    async with (
+        Runtime(LateClaim(memory), spool=spool, min_interval=0) as rt,
+        rt.open("k") as cp,
+    ):
+        assert await cp.read() == b"new"
+        await cp.restore(tmp_path / "1")
+        await cp.write(b"next")
+        await cp.flush()
+        await cp.restore(tmp_path / "2")
     async with aiocheckpoint.open(memory, "k", spool=spool) as cp:
         assert await cp.read() == b"next"
         await cp.restore(tmp_path / "3")
@@ -415,13 +421,14 @@ async def test_a_tree_that_is_stored_while_the_key_is_claimed_is_no_error(
         await cp.flush()
         store.down = True
         await cp.save(make(tmp_path / "source", a=b"1"), state=b"1", move=True)
+        (tree,) = spool.rglob("*.tree")
         monkeypatch.setattr(_spool, "left_over", left_over)
         async with anyio.create_task_group() as group:
             group.start_soon(claim)
             await happened(listed)
             store.down = False
             await cp.flush()
-            await true(lambda: not list(spool.rglob("*.tree")))
+            await true(lambda: not tree.exists())
             go_on.set()
     assert (tmp_path / "out" / "a").read_bytes() == b"1"
 
