@@ -105,6 +105,13 @@ class Saves:
                 spool.moved.remove(moved)
                 self._commits.start(asyncio.to_thread(spool.drop, moved.path))
 
+    def set_aside(self, held: Held, *, after: int) -> None:
+        """Keep what was moved while its key was being deleted: it is nobody's now."""
+        spool = held.slot.spool
+        for moved in [] if spool is None else list(spool.moved):
+            if spool is not None and held.tree_number(moved) > after:
+                spool.set_aside(moved, held.slot.key)
+
     def collect(self, held: Held) -> None:
         """After a commit: delete the blobs that may go, in the background."""
         if names := held.ledger.superfluous(held.files_of(held.slot.files)):
@@ -168,8 +175,7 @@ class Saves:
         for place in places:
             inner = place.resolve()
             if inner.is_relative_to(top) or top.is_relative_to(inner):
+                what = "is" if inner == top else "holds" if inner.is_relative_to(top) else "is in"
                 raise OSError(
-                    errno.EINVAL,
-                    f"is where the store lies ({place}): save another directory",
-                    str(root),
+                    errno.EINVAL, f"{what} the store ({place}): save what lies beside it", str(root)
                 )

@@ -105,6 +105,12 @@ class Spool:
         self._paths.remove(moved.path)
         os.rename(moved.path, path)
 
+    def set_aside(self, moved: Moved, key: str) -> None:
+        """Keep a tree that nobody will have."""
+        self.moved.remove(moved)
+        self._paths.remove(moved.path)
+        set_aside(moved.path, key)
+
     def remove(self) -> None:
         """Forget all that this claim staged. Call it when nothing stages any more."""
         discard(list(self._paths))  # a thread may be dropping one of them

@@ -404,6 +404,7 @@ class Writer:
         if held.fenced:
             raise slot.error or held.timed_out()
         held.busy = True
+        deleted_tree = held.tree_number(slot.files)
         try:
             await self.commits.delete(slot.key, held.version)
             held.deleted = True
@@ -419,6 +420,7 @@ class Writer:
             self.commits.collect(slot.key, names)
         self._outages.over(slot.key)
         slot.close(ClosedError(f"{slot.key!r} was deleted through this handle: open it again"))
+        self.saves.set_aside(held, after=deleted_tree)
         self._let_go(held, keep_spool=False)
 
     async def finish(self, timeout: float) -> None:

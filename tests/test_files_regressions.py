@@ -161,6 +161,37 @@ async def test_a_key_that_is_deleted_meanwhile_takes_no_tree(
     assert (source / "a").read_bytes() == b"precious"
 
 
+class HeldDelete(Wrapper):
+    """A delete begins, and goes on when it is let."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    async def delete(self, key: str, expect: Version) -> None:
+        self.begun.set()
+        while not self.go_on.is_set():  # noqa: ASYNC110 (another thread's event)
+            await asyncio.sleep(0.001)
+        await super().delete(key, expect)
+
+
+async def test_a_tree_that_is_moved_during_a_delete_is_set_aside(tmp_path: Path) -> None:
+    """What was saved before goes with the key; what is moved meanwhile is kept."""
+    store = HeldDelete(MemoryStore())
+    spool = tmp_path / "spool"
+    async with Runtime(store, spool=spool, min_interval=0) as rt, rt.open("k") as cp:
+        await cp.save(make(tmp_path / "before", a=b"before"), state=b"0", move=True)
+        await cp.flush()
+        async with anyio.create_task_group() as group:
+            group.start_soon(cp.delete)
+            await happened(store.begun)
+            await cp.save(make(tmp_path / "source", a=b"precious"), state=b"1", move=True)
+            store.go_on.set()
+    (kept,) = files(spool)
+    assert kept.read_bytes() == b"precious"
+    assert kept.parent.suffix == ".aside"
+
+
 def test_a_kill_between_rename_and_staging_sets_the_files_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -801,12 +832,17 @@ async def test_a_directory_that_holds_the_store_is_not_saved(
             for move in (False, True):
                 with pytest.raises(OSError, match="holds the store"):
                     await cp.save(path, move=move)
+                with pytest.raises(OSError, match=r"\] is the store"):
+                    await cp.save("s", move=move)
+                if scheme == "file":
+                    with pytest.raises(OSError, match="is in the store"):
+                        await cp.save("s/k", move=move)
         assert await cp.restore(tmp_path / "out") is None
     assert (base / "a").read_bytes() == b"a"
 
 
 def test_what_a_killed_restore_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    """[18] However often it is killed; a restore that lives is left alone."""
+    """[18] However often it is killed."""
     url = f"sqlite:{tmp_path}/s.db"
     source = make(tmp_path / "source", a=b"a", large=b"large" * 1_000_000)
 
