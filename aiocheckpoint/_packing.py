@@ -120,16 +120,17 @@ class Packing:
         return b"".join(new)
 
     def _read(self, found: Found) -> bytes:
+        # each system call may have to win the interpreter lock back from a busy loop: as few as
+        # can be
         fd = self._open(found)
         try:
-            found.check(os.fstat(fd))
-            data = b""
-            while part := os.read(fd, _SMALL + 1 - len(data)):
-                data += part
+            data = os.read(fd, found.size + 1)
+            while len(data) < found.size and (more := os.read(fd, found.size - len(data))):
+                data += more
             found.check(os.fstat(fd))
         finally:
             os.close(fd)
-        return data
+        return data[: found.size]
 
     def _place(self, found: Found, number: int, data: bytes) -> tuple[Chunk, bool]:
         """Give a chunk its place; whether that is in the new pack."""
