@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import _spool
 from ._calls import bounded
-from ._errors import KeyInUseError
+from ._errors import CodecError, CorruptCheckpointError, KeyInUseError
 from ._held import Held
 from ._io_thread import IOThread
 from ._keys import store_name
@@ -138,4 +138,8 @@ class Engine:
 
     async def _status(self, key: str) -> Status | None:
         head = await bounded(self.store.load(key), "load", key)
-        return None if head is None else decode_record(key, head.record)[0].status
+        try:
+            return None if head is None else decode_record(key, head.record)[0].status
+        except (CorruptCheckpointError, CodecError) as exc:
+            _log.warning("%s; it is left out of the listing", exc)
+            return None

@@ -267,7 +267,10 @@ class Runtime:
         return await latest(engine.io, engine.writer, check_key(key))
 
     async def keys(self, prefix: str = "", status: Status | None = None) -> AsyncIterator[str]:
-        """The keys that start with `prefix`, sorted; with `status`, those whose run is so."""
+        """The keys that start with `prefix`, sorted; with `status`, those whose run is so.
+
+        A damaged record has no status: its key is left out then, with a WARNING.
+        """
         engine = self._running
         pages = engine.pages(prefix, status)
         while page := await _io_thread.result(engine.io.call(_next(pages))):

@@ -41,7 +41,7 @@ from aiocheckpoint.stores._disk import write_durably
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing.faults import FaultyStore, SlowStore, Wrapper
 
-from .support import happened, io_threads_end, run_script, stored, stored_state, true
+from .support import happened, io_threads_end, listed, run_script, stored, stored_state, true
 
 BIG = 2 << 20  # more than a record takes in itself
 
@@ -738,3 +738,17 @@ def test_busy_loop_that_yields_each_step_does_not_starve_storage() -> None:
             assert len(seen) >= 11, f"{len(seen) - 1} commits in 3 s"
 
     asyncio.run(main())
+
+
+async def test_a_damaged_record_does_not_hide_other_keys(caplog: pytest.LogCaptureFixture) -> None:
+    """A listing by status leaves it out and says so; the plain listing has it."""
+    store = MemoryStore()
+    async with Runtime(store) as rt:
+        for key in ("a", "b", "c"):
+            async with rt.open(key) as cp:
+                await cp.write(b"x")
+        head = store._heads["b"]
+        store._heads["b"] = Head(head.record[:-1] + b"?", head.version)
+        assert await listed(rt.keys(status="running")) == ["a", "c"]
+        assert await listed(rt.keys()) == ["a", "b", "c"]
+    assert "left out of the listing" in caplog.text

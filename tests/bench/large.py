@@ -52,6 +52,18 @@ async def _watched() -> AsyncIterator[_Lag]:
         group.cancel_scope.cancel()
 
 
+async def _lag_of_others(command: list[str | Path]) -> float:
+    """The lag that another process adds by doing the same: the machine's share in ours."""
+    more, _ = await _added_lag(
+        lambda: anyio.to_thread.run_sync(lambda: subprocess.run(command, check=True))
+    )
+    return more
+
+
+def _machine(control: list[float]) -> str:
+    return f"{statistics.median(control) * 1000:.1f} ms while another process does the same"
+
+
 async def _added_lag(work: Callable[[], Awaitable[object]]) -> tuple[float, float]:
     """How much longer the longest stall was with `work` than in as long a time without; and how
     long the work took."""
@@ -76,6 +88,8 @@ async def lag(directory: Path, rounds: int) -> list[Row]:
     for scheme in ("file", "sqlite"):
         added = []
         took = []
+        control = []
+        (directory / "state").write_bytes(states[0])
         async with aiocheckpoint.open(f"{scheme}:{directory}/lag-{scheme}", "k") as cp:
 
             async def store(cp: Checkpointer[bytes] = cp) -> None:
@@ -88,6 +102,10 @@ async def lag(directory: Path, rounds: int) -> list[Row]:
                 more, seconds = await _added_lag(store)
                 added.append(more)
                 took.append(seconds / len(states))
+                for name in ("dd1", "dd2", "dd3"):
+                    command: list[str | Path] = ["dd", f"if={directory}/state"]
+                    command += [f"of={directory}/{name}", "bs=100M", "conv=fsync", "status=none"]
+                    control.append(await _lag_of_others(command))
         rows.append(
             Row(
                 f"worst added loop lag while `bytes` states of 100 MB are stored, `{scheme}:`",
@@ -95,7 +113,7 @@ async def lag(directory: Path, rounds: int) -> list[Row]:
                 "at most",
                 added,
                 "ms",
-                f"{statistics.median(took) * 1000:.0f} ms a state",
+                f"{statistics.median(took) * 1000:.0f} ms a state; {_machine(control)}",
             )
         )
     return rows
@@ -206,13 +224,13 @@ async def _save_against_copy(
     change: Callable[[], None],
     copy: Callable[[Path], None],
 ) -> list[Row]:
-    ratios, ours, stalls = [], [], []
+    ratios, ours, stalls, control = [], [], [], []
 
     def timed(target: Path) -> float:
         began = clock()
         copy(target)
         took = clock() - began
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        _remove(target)
         return took
 
     async with aiocheckpoint.open(f"file:{directory}/{source.name}-store", "k") as cp:
@@ -227,6 +245,9 @@ async def _save_against_copy(
             await anyio.to_thread.run_sync(change)
             os.sync()
             more, _ = await _added_lag(lambda: cp.save(source))
+            os.sync()
+            control.append(await _lag_of_others(["cp", "-r", source, directory / "other"]))
+            await anyio.to_thread.run_sync(_remove, directory / "other")
             if number:  # the first is for warming up
                 ratios.append(base / took)
                 ours.append(took)
@@ -240,8 +261,19 @@ async def _save_against_copy(
             "%",
             f"{statistics.median(ours):.2f} s",
         ),
-        Row(f"worst added loop lag meanwhile, {what}", 0.005, "at most", stalls, "ms"),
+        Row(
+            f"worst added loop lag meanwhile, {what}",
+            0.005,
+            "at most",
+            stalls,
+            "ms",
+            _machine(control),
+        ),
     ]
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 async def one_file(directory: Path, rounds: int) -> list[Row]:
