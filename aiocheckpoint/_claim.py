@@ -15,7 +15,7 @@ import msgspec
 
 from . import _spool
 from ._calls import OP_TIMEOUT, bounded
-from ._errors import ClosedError, ConflictError, StoreError, StoreUnavailableError
+from ._errors import ClosedError, CodecError, ConflictError, StoreError, StoreUnavailableError
 from ._heads import Found, kept_generations, read_head
 from ._held import Held, departing, ended
 from ._keys import store_name
@@ -141,7 +141,7 @@ async def claim(
     held = Held(slot, record, version, writer.settled, keep=keep, min_interval=min_interval)
     try:
         generations = await kept_generations(store, key, blobs, keep) if keep > 1 else []
-    except StoreError as exc:
+    except (StoreError, CodecError) as exc:  # what cannot be read may be needed
         _log.info("old blobs of %r are left for the next claim: %s", key, exc)
         blobs, generations = [], []
     if superfluous := held.ledger.adopt(record, blobs, generations):

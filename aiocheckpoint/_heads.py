@@ -78,6 +78,7 @@ async def kept_generations(
 
     Raises:
         StoreError: they cannot be read.
+        CodecError: one was written in a later format.
     """
     kept = []
     for name in sorted(name for name in names if name.startswith(GENERATION))[-keep:]:

@@ -296,10 +296,12 @@ class Writer:
             self._refused(held, exc)
             return
         fenced = held.fenced_by(theirs)
-        if fenced is not None or head is None or theirs is None:
+        if fenced is not None:
             held.busy = False
-            self._refused(held, fenced or FencedError(f"{key!r} was deleted"))
+            self._refused(held, fenced)
             return
+        assert head is not None
+        assert theirs is not None
         if theirs.claim != mine.claim:
             _log.warning("%s went back in time; claiming %r again", self.store.identity, key)
         if (theirs.claim, theirs.commit) != (mine.claim, mine.commit):

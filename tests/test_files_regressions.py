@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import anyio
 import pytest
+import xxhash
 
 import aiocheckpoint
 from aiocheckpoint import (
@@ -939,3 +940,21 @@ async def test_relative_paths_mean_what_they_meant_at_the_call(
                 monkeypatch.chdir(tmp_path / "elsewhere")
                 go_on.set()
     assert (tmp_path / "out" / "a").read_bytes() == b"right"
+
+
+async def test_a_generation_of_a_later_version_is_kept_and_the_key_opens(tmp_path: Path) -> None:
+    """What a newer aiocheckpoint has put beside the head is not read, and not collected either."""
+    store = MemoryStore()
+    async with Runtime(store, keep=2, min_interval=0) as rt:
+        async with rt.open("k") as cp:
+            await cp.save(make(tmp_path / "source", a=b"a"), state=b"1")
+        later = next(name for name in sorted(store._blobs["k"]) if name.startswith("gen-"))
+        frame = store._blobs["k"][later]
+        body = frame[:8] + (2).to_bytes(2, "little") + frame[10:-16]
+        store._blobs["k"][later] = body + xxhash.xxh3_128_digest(body)
+        before = set(store._blobs["k"])
+        async with rt.open("k") as cp:
+            assert await cp.read() == b"1"
+            await cp.restore(tmp_path / "out")
+            assert before <= set(store._blobs["k"])
+    assert seen(tmp_path / "out") == seen(tmp_path / "source")
