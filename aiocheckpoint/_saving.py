@@ -170,7 +170,8 @@ class Saves:
         spool = held.slot.spool
         top = root.resolve()
         store = self._store.identity.partition(":")[2]  # of a local one this is a path
-        places = [Path(store)] if store.startswith("/") else []
+        local = store.startswith("/") and not store.startswith("//")
+        places = [Path(store)] if local else []
         places += [] if spool is None else [spool.directory]
         for place in places:
             inner = place.resolve()

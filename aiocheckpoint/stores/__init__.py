@@ -14,7 +14,19 @@ _STORES = {
     "memory": "memory:MemoryStore",
     "sqlite": "sqlite:SqliteStore",
     "file": "file:FileStore",
+    "s3": "s3:S3Store",
+    "gs": "obstore:ObstoreStore",
+    "az": "obstore:ObstoreStore",
+    "s3+obstore": "obstore:ObstoreStore",
+    "redis": "redis:RedisStore",
+    "rediss": "redis:RedisStore",
+    "valkey": "redis:RedisStore",
+    "valkeys": "redis:RedisStore",
+    "postgresql": "postgres:PostgresStore",
+    "postgres": "postgres:PostgresStore",
 }
+# module -> the extra that installs what it imports
+_EXTRAS = {"s3": "s3", "obstore": "obstore", "redis": "redis", "postgres": "postgres"}
 _PATHS = frozenset({"sqlite", "file"})
 _SQLITE_SUFFIXES = frozenset({".db", ".sqlite", ".sqlite3"})
 
@@ -26,6 +38,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
 
     Raises:
         ValueError: the URL names no store that we know.
+        ImportError: the store needs an extra that is not installed; it names the line that does.
         StoreError: the store cannot be there, as when the path's parent is missing.
     """
     if not isinstance(url, str):
@@ -36,13 +49,23 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     scheme = scheme.lower()
     if not colon or scheme not in _STORES:
         known = ", ".join(f"{scheme}:" for scheme in _STORES)
-        raise ValueError(f"{url!r} names no store; it starts with one of {known} (sqlite:jobs.db)")
+        told = url if "@" not in url else f"{scheme}:..."  # it may hold a password
+        raise ValueError(f"{told!r} names no store; it starts with one of {known} (sqlite:jobs.db)")
     return _open(scheme, _local_path(url) if scheme in _PATHS else url)
 
 
 def _open(scheme: str, location: str) -> Store:
     module, _, name = _STORES[scheme].partition(":")
-    cls: Any = getattr(import_module(f".{module}", __name__), name)
+    try:
+        cls: Any = getattr(import_module(f".{module}", __name__), name)
+    except ImportError as exc:
+        if module not in _EXTRAS:
+            raise
+        raise ImportError(
+            f"{scheme}: needs {exc.name or 'a package'}, which is not installed:"
+            f" pip install 'aiocheckpoint[{_EXTRAS[module]}]'",
+            name=exc.name,
+        ) from exc
     return cast(Store, cls(location) if scheme in _PATHS else cls.from_url(location))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_linked_paths_are_one_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["jobs.db", "mysql://host/db", "", "./jobs", "C:\\jobs", ":x"])
 def test_unknown(url: str) -> None:
     """What names no store is told which ones there are."""
-    with pytest.raises(ValueError, match=r"memory:, sqlite:, file: \(sqlite:jobs\.db\)"):
+    with pytest.raises(ValueError, match=r"memory:, sqlite:, file:, .* \(sqlite:jobs\.db\)"):
         open_store(url)
 
 
@@ -93,3 +94,27 @@ def test_missing_parent(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="create it first"):
             open_store(url.format(tmp_path))
     assert os.listdir(tmp_path) == []
+
+
+def test_unknown_scheme_with_a_password() -> None:
+    """An unknown scheme is named without the password that follows it."""
+    with pytest.raises(ValueError, match="'mysql:...' names no store") as caught:
+        open_store("mysql://me:hush@host/db")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["s3", "obstore", "redis", "postgres"])
+def test_missing_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose library is missing names the line that installs it."""
+    scheme, library = {
+        "s3": ("s3", "aiobotocore"),
+        "obstore": ("gs", "obstore"),
+        "redis": ("redis", "redis"),
+        "postgres": ("postgresql", "psycopg"),
+    }[module]
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"aiocheckpoint.stores.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"pip install 'aiocheckpoint\[{module}\]'"):
+        open_store(f"{scheme}://host/place")
