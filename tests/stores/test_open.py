@@ -98,7 +98,7 @@ def test_missing_parent(tmp_path: Path) -> None:
 
 def test_unknown_scheme_with_a_password() -> None:
     """An unknown scheme is named without the password that follows it."""
-    with pytest.raises(ValueError, match="'mysql:...' names no store") as caught:
+    with pytest.raises(ValueError, match=r"'mysql:\.\.\.' names no store") as caught:
         open_store("mysql://me:hush@host/db")
     assert "hush" not in str(caught.value)
 
