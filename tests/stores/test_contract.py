@@ -24,6 +24,7 @@ def anyio_backend() -> str:
 
 
 class TestMemoryStore(StoreContract):
+    in_memory = True
     store: MemoryStore | None = None
 
     async def make_store(self) -> Store:
