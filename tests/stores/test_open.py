@@ -112,8 +112,10 @@ def test_missing_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "redis": ("redis", "redis"),
         "postgres": ("postgresql", "psycopg"),
     }[module]
-    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
-        monkeypatch.delitem(sys.modules, name)
+    ours = f"aiocheckpoint.stores._{module}"
+    for name in list(sys.modules):
+        if name.partition(".")[0] == library or name.startswith(ours):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, f"aiocheckpoint.stores.{module}", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"pip install 'aiocheckpoint\[{module}\]'"):
