@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from .._errors import StoreError
+from .._errors import StoreError, StoreUnavailableError
 from ._redis_errors import translated
 from ._redis_scripts import Script
 from ._redis_server import durability, refusal
@@ -76,6 +76,8 @@ class Link:
                 await client.aclose()
 
     def _failed(self, exc: Exception, op: str, key: str | None) -> StoreError:
+        if not isinstance(exc, ResponseError):
+            self._looked = False
         error = translated(exc, op, key)
         if self._tells(exc):
             error.args = (str(error.args[0]).replace(self.place.secret, "***"),)
@@ -117,14 +119,13 @@ class Link:
 
     async def _look(self, send: Send, op: str) -> None:
         settings: dict[str, str] = {}
-        with suppress(ResponseError):  # not allowed; what matters is refused then by itself
-            info: dict[str, object] = await send("INFO")
-            settings = {name: str(value) for name, value in info.items()}
-        for name in _SETTINGS:
+        for command in (("INFO",), *(("CONFIG GET", name) for name in _SETTINGS)):
             try:
-                found = await send("CONFIG GET", name)
-            except ResponseError:
-                break
+                found = await send(*command)
+            except ResponseError as exc:
+                if isinstance(translated(exc, op, None), StoreUnavailableError):
+                    raise
+                continue  # not allowed there
             settings |= {_text(name): _text(value) for name, value in found.items()}
         why = refusal(settings, expiring=self.place.ttl_ms > 0)
         if why is not None:
