@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -236,10 +236,11 @@ async def test_password_quoted_by_the_server(tmp_path: Path) -> None:
 async def test_permissions(server: Server, raw: redis.Redis) -> None:
     """The permissions that the hint names suffice; without them it is an error that lasts."""
     allowed = ("~aiocheckpoint/*", "+@read", "+@write", "+@scripting", "+@connection", "+info")
-    raw.execute_command("ACL SETUSER", "most", "on", ">pw", *allowed, "+config|get")
-    raw.execute_command("ACL SETUSER", "none", "on", ">pw", "~*", "+@connection")
-    raw.execute_command("ACL SETUSER", "other", "on", ">pw", "~other/*", *allowed[1:])
-    raw.execute_command("ACL SETUSER", "reader", "on", ">pw", "~*", "+@read", "+@scripting")
+    acl: Callable[..., object] = raw.execute_command
+    acl("ACL SETUSER", "most", "on", ">pw", *allowed, "+config|get")
+    acl("ACL SETUSER", "none", "on", ">pw", "~*", "+@connection")
+    acl("ACL SETUSER", "other", "on", ">pw", "~other/*", *allowed[1:])
+    acl("ACL SETUSER", "reader", "on", ">pw", "~*", "+@read", "+@scripting")
     url = server.url.replace("redis://", "redis://{}:pw@")
     store = RedisStore(url.format("most"), ttl=3600)
     version = await put(store, "k", None, b"x")
@@ -279,7 +280,7 @@ async def test_replica(server: Server, tmp_path: Path) -> None:
             await true(lambda: raw.info("replication")["master_link_status"] == "down")
             with pytest.raises(StoreUnavailableError, match="lost its primary"):
                 await store.load("k")
-            raw.execute_command("REPLICAOF NO ONE")
+            raw.replicaof("NO", "ONE")
         await put(store, "k", version, b"y")
         await store.aclose()
     await primary.aclose()
