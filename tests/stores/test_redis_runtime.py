@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -33,7 +34,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def runtime(server: Server, tmp_path: Path) -> MakeRuntime:
     """Makes runtimes that store as fast as they can."""
     spool = tmp_path / "spool"
-    return lambda **options: Runtime(server.url, **{"min_interval": 0, "spool": spool} | options)
+    defaults: dict[str, Any] = {"min_interval": 0, "spool": spool}
+    return lambda **options: Runtime(server.url, **defaults | options)
 
 
 def stored(server: Server, key: str = "k") -> bytes | None:
