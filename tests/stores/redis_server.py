@@ -1,7 +1,12 @@
-"""A Redis server of a test's own: on a free port, in a directory of its own, killed at the end."""
+"""A Redis server of a test's own: on a free port, in a directory of its own, killed at the end.
+
+REDIS_SERVER names another program, such as valkey-server; REDIS_PORT is where the server listens
+that the other tests share.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -11,6 +16,7 @@ import redis
 
 from ..servers import free_port, program
 
+PORT = int(os.environ.get("REDIS_PORT", "6379"))
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 """Options of a server that has on its disk what it answered for."""
 
@@ -20,7 +26,8 @@ class Server:
 
     def __init__(self, directory: Path, *options: str) -> None:
         directory.mkdir(exist_ok=True)
-        self._program = program("redis-server", "redis-server", "install Debian's redis-server")
+        name = os.environ.get("REDIS_SERVER", "redis-server")
+        self._program = program(name, name, "install redis-server")
         self.directory = directory
         self.options = options
         self.port = free_port()

@@ -19,10 +19,10 @@ from aiocheckpoint.stores.redis import RedisStore
 from aiocheckpoint.testing.contract import StoreContract, listed, put, read, refused
 
 from ..servers import missing
+from .redis_server import PORT
 
 pytestmark = pytest.mark.anyio
 
-PORT = 6379
 URL = f"redis://127.0.0.1:{PORT}"
 HOUR = 3_600_000
 
@@ -40,7 +40,7 @@ def raw() -> Iterator[redis.Redis]:
         try:
             client.ping()
         except redis.ConnectionError:
-            missing("Redis on port 6379", "install redis-server and start it")
+            missing(f"Redis on port {PORT}", "install redis-server and start it")
         yield client
 
 
