@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from redis import exceptions as redis
 
 from .._errors import StoreError, StoreUnavailableError
@@ -20,6 +22,8 @@ _CODES: list[tuple[type[Exception], str]] = [
     (redis.AskError, "MOVED"),
     (redis.ClusterCrossSlotError, "MOVED"),
 ]
+# At the start, or after what Redis 6 puts before the errors of a script.
+_CODE = re.compile(r"(?:^|@user_script: ?\d+: )-?([A-Z]+)\b")
 _PASSING = {
     "OOM": "the server is full: raise its maxmemory, or delete keys",
     "READONLY": "this is a replica: name the primary, or wait for the failover",
@@ -47,8 +51,11 @@ _LASTING = {
 
 
 def answered(text: str, op: str, key: str | None) -> StoreError:
-    """The error for what the server answered, code first."""
-    code = text.split(" ", 1)[0]
+    """The error for what the server answered."""
+    found = _CODE.search(text)
+    code = found[1] if found else ""
+    if found and code in _PASSING | _LASTING:
+        text = text[found.start(1) :].strip()
     if hint := _PASSING.get(code):
         return StoreUnavailableError(f"{text} ({hint})", op=op, key=key)
     if hint := _LASTING.get(code):

@@ -45,8 +45,9 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         own = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory))
+        save = () if "--save" in self.options else ("--save", "")
         self._process = subprocess.Popen(
-            [self._program, *own, "--save", "", *self.options],
+            [self._program, *own, *save, *self.options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

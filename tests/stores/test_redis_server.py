@@ -95,7 +95,11 @@ async def test_evicting_after_restart(server: Server) -> None:
         (("--appendonly", "yes", "--appendfsync", "everysec"), logging.INFO, "lose that second"),
         (("--appendonly", "yes", "--appendfsync", "no"), logging.INFO, "half a minute"),
         (("--appendonly", "no"), logging.WARNING, "loses everything"),
-        (("--appendonly", "no", "--save", "60 1"), logging.WARNING, "newer than its last snapshot"),
+        (
+            ("--appendonly", "no", "--save", "60", "1"),
+            logging.WARNING,
+            "newer than its last snapshot",
+        ),
         (("--rename-command", "CONFIG", ""), logging.INFO, "could not be found out"),
     ],
 )
@@ -262,7 +266,7 @@ async def test_replica(server: Server, tmp_path: Path) -> None:
     """A replica can be read, and its refusal to be written is passing, as after a failover."""
     primary = RedisStore(server.url)
     version = await put(primary, "k", None, b"x")
-    with Server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {server.port}") as replica:
+    with Server(tmp_path / "replica", "--replicaof", "127.0.0.1", str(server.port)) as replica:
         store = RedisStore(replica.url)
         with replica.client() as raw:
             await true(lambda: raw.info("replication")["master_link_status"] == "up")
@@ -307,7 +311,7 @@ async def test_cluster(tmp_path: Path) -> None:
 
 async def test_busy(server: Server, raw: redis.Redis) -> None:
     """A server that somebody's endless script keeps busy is passing."""
-    raw.config_set("busy-reply-threshold", "1")
+    raw.config_set("lua-time-limit", "1")
     store = RedisStore(server.url)
     version = await put(store, "k", None, b"x")
 
