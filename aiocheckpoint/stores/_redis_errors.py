@@ -39,6 +39,7 @@ NO_CLUSTER = "Redis Cluster is not supported: name a server outside a cluster"
 _PERMISSION = (
     "give this user ~PREFIX/* and +@read +@write +@scripting +@connection +info +config|get"
 )
+_CERTIFICATE = "name who signed it: rediss://HOST?ssl_ca_certs=FILE"
 _LASTING = {
     "NOAUTH": "put the right user and password into the URL: redis://USER:PASSWORD@HOST",
     "WRONGPASS": "put the right user and password into the URL: redis://USER:PASSWORD@HOST",
@@ -71,6 +72,8 @@ def translated(exc: Exception, op: str, key: str | None) -> StoreError:
     for kind, code in _CODES:
         if isinstance(exc, kind):
             return answered(text if text.startswith(code) else f"{code} {text}", op, key)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return StoreError(f"{text} ({_CERTIFICATE})", op=op, key=key)
     if isinstance(exc, redis.ConnectionError | redis.TimeoutError | OSError):
         return StoreUnavailableError(text or type(exc).__name__, op=op, key=key)
     return answered(text, op, key)

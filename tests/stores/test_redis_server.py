@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
 import logging
 import os
 import threading
@@ -13,13 +15,19 @@ from pathlib import Path
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from aiocheckpoint._errors import ConflictError, StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Put
 from aiocheckpoint.stores import _redis_link
+from aiocheckpoint.stores._redis_errors import answered
 from aiocheckpoint.stores.redis import RedisStore
 from aiocheckpoint.testing.contract import listed, put, read
 
+from ..servers import free_port
 from ..support import true
 from .redis_server import ALWAYS, Server
 
@@ -386,3 +394,75 @@ async def test_closed(server: Server, raw: redis.Redis) -> None:
     with pytest.raises(RuntimeError, match="closed"):
         await store.load("k")
     await store.aclose()
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis of a test")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / "redis.crt", directory / "redis.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+async def test_tls(tmp_path: Path, scheme: str) -> None:
+    """TLS is spoken with a server whose certificate is known, and with no other."""
+    certificate, key = make_certificate(tmp_path)
+    port = free_port()
+    tls = ("--tls-port", str(port), "--tls-auth-clients", "no")
+    files = ("--tls-cert-file", str(certificate), "--tls-key-file", str(key))
+    with Server(tmp_path / "redis", *tls, *files):
+        store = RedisStore(f"{scheme}://127.0.0.1:{port}?ssl_ca_certs={certificate}")
+        version = await put(store, "k", None, b"x")
+        assert await store.load("k") == (b"x", version)
+        await store.put_blob("k", "b", bytes(9 << 20))
+        assert await read(store.open_blob("k", "b")) == bytes(9 << 20)
+        await store.aclose()
+        store = RedisStore(f"{scheme}://127.0.0.1:{port}")
+        with pytest.raises(StoreError, match="name who signed it") as caught:
+            await store.load("k")
+        assert lasting(caught.value)
+        await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "told"),
+    [
+        ("OOM command not allowed", StoreUnavailableError, "OOM command not allowed (the server"),
+        ("@user_script: 43: -OOM command not allowed\r\n", StoreUnavailableError, "OOM command"),
+        ("@user_script:1: READONLY You can't write", StoreUnavailableError, "name the primary"),
+        (
+            "Error running script (call to f_85da): @user_script:31: WRONGTYPE Operation",
+            StoreError,
+            "WRONGTYPE Operation (another program",
+        ),
+        ("MISCONF Redis is configured to save", StoreUnavailableError, "its own disk"),
+        ("MOVED 866 127.0.0.1:7001", StoreError, "Redis Cluster is not supported"),
+        ("ERR unknown command 'EVALSHA', with args beginning with: OOM", StoreError, "EVALSHA"),
+        ("The user executing the script can't run this command", StoreError, "give this user"),
+        ("", StoreError, ""),
+    ],
+)
+def test_answers(text: str, kind: type[StoreError], told: str) -> None:
+    """What a server answers, or a script of Redis 6, is passing or not by its code."""
+    error = answered(text, "commit", "k")
+    assert type(error) is kind
+    assert told in str(error)
