@@ -16,7 +16,8 @@ from aiocheckpoint._records import decode_record
 from aiocheckpoint.stores import _redis_link
 
 from .. import children
-from ..support import listed, run_script, true
+from ..support import ROOT, listed, run_script, true
+from ..test_docs import save_files
 from .redis_server import ALWAYS, Server
 
 pytestmark = pytest.mark.anyio
@@ -305,3 +306,15 @@ async def test_many_keys(runtime: MakeRuntime, server: Server) -> None:
         with server.client() as client:
             assert len(client.client_list()) <= 17
         assert {stored(server, cp.key) == cp.key.encode() for cp in cps} == {True}
+
+
+def test_the_page(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job of docs/howto-redis.md runs, and does nothing again when it is run again."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    save_files(ROOT / "docs" / "howto-redis.md", tmp_path)
+    source = (tmp_path / "job.py").read_text()
+    assert source.count("redis://127.0.0.1:6380") == 1
+    source = source.replace("redis://127.0.0.1:6380", server.url)
+    for _ in range(2):
+        assert run_script(source).stdout == f"the sum is {sum(range(1000))}\n"
+    assert stored(server, "jobs/sum") == bytes.fromhex("92cd03e8ce00079f2c")  # [1000, 499500]
