@@ -10,7 +10,6 @@ from contextlib import suppress
 from .._errors import StoreError, StoreUnavailableError
 from ..abc import Source
 from ._blobs import check_blob_name
-from ._redis_errors import answered
 from ._redis_link import Link
 from ._redis_scripts import DELETE_BLOBS, OPEN_BLOB, PUT_BLOB
 
@@ -106,7 +105,7 @@ class RedisBlobs:
         if answer == 0:
             raise StoreUnavailableError("the server has lost a part", op="put_blob", key=key)
         if answer != 1:
-            raise answered(answer.decode("utf-8", "replace"), "put_blob", key)
+            raise self._link.answered(answer, "put_blob", key)
 
     async def _meta(self, key: str, name: str) -> str:
         args = (key, name)

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from .._errors import StoreError, StoreUnavailableError
-from ._redis_errors import translated
+from ._redis_errors import answered, translated
 from ._redis_scripts import Script
 from ._redis_server import durability, refusal
 from ._redis_url import Place
@@ -45,6 +45,7 @@ class Link:
         self._looked = False
         self._looking = asyncio.Lock()
         self._told = ""
+        self._demoted = False  # and our connections may lead to what is the primary no more
 
     async def call(self, op: str, key: str | None, *command: Value) -> Any:
         """Send a command; its answer."""
@@ -67,6 +68,10 @@ class Link:
         except (RedisError, OSError) as exc:
             raise self._failed(exc, op, key) from self._told_of(exc)
 
+    def answered(self, answer: bytes, op: str, key: str | None) -> StoreError:
+        """The error for one that a script has answered as a value."""
+        return self._noted(answered(answer.decode("utf-8", "replace"), op, key))
+
     async def aclose(self) -> None:
         self._closed = True
         client, self._client = self._client, None
@@ -81,6 +86,11 @@ class Link:
         error = translated(exc, op, key)
         if self._tells(exc):
             error.args = (str(error.args[0]).replace(self.place.secret, "***"),)
+        return self._noted(error)
+
+    def _noted(self, error: StoreError) -> StoreError:
+        if str(error.args[0]).startswith("READONLY"):
+            self._demoted = True
         return error
 
     def _told_of(self, exc: Exception) -> Exception | None:
@@ -106,6 +116,9 @@ class Link:
                 protocol=2,
             )
             self._client = redis.Redis(connection_pool=pool)
+        if self._demoted:
+            self._demoted = False
+            await self._client.connection_pool.disconnect(inuse_connections=False)
         send: Send = self._client.execute_command
         if not self._looked:
             async with self._looking:

@@ -7,10 +7,9 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
-from .._errors import ConflictError, StoreError
+from .._errors import ConflictError, StoreError, StoreUnavailableError
 from ..abc import Head, Put, Source, Version
 from ._redis_blobs import RedisBlobs
-from ._redis_errors import answered
 from ._redis_link import Link, Value
 from ._redis_scripts import COMMIT, DELETE, PAGE
 from ._redis_url import place
@@ -21,6 +20,7 @@ Outcome = Version | StoreError
 _PAGE = 1000
 _ITEMS, _BYTES = 500, 1 << 20  # of one script: the server does nothing else meanwhile
 _AT_ONCE = 4
+_SENDING = 8.0  # s: a script that is sent by then has its answer before the core gives all up
 _MAX_RECORD = 500 << 20  # of the 512 MiB that Redis takes
 
 
@@ -71,10 +71,15 @@ class RedisStore:
         if len(parts) == 1:
             return await self._commit(parts[0])
         turns = asyncio.Semaphore(_AT_ONCE)
+        clock = asyncio.get_running_loop().time
+        until = clock() + _SENDING
 
         async def commit(part: Sequence[Put]) -> Sequence[Outcome]:
             async with turns:
-                return await self._commit(part)
+                if clock() < until:
+                    return await self._commit(part)
+            late = "the server is too slow for so much at once"
+            return [StoreUnavailableError(late, op="commit", key=put.key) for put in part]
 
         done = await asyncio.gather(*map(commit, parts), return_exceptions=True)
         outcomes: list[Outcome] = []
@@ -106,8 +111,7 @@ class RedisStore:
             elif answer == 0:
                 outcomes[n] = _conflict("commit", part[n].key)
             else:
-                text = answer.decode("utf-8", "replace")
-                outcomes[n] = answered(text, "commit", part[n].key)
+                outcomes[n] = self._link.answered(answer, "commit", part[n].key)
         return [outcomes[n] for n in range(len(part))]
 
     async def put_blob(self, key: str, name: str, source: Source) -> None:

@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from aiocheckpoint._errors import ConflictError, StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Put
 from aiocheckpoint.stores import _redis_link
+from aiocheckpoint.stores import redis as redis_module
 from aiocheckpoint.stores._redis_errors import answered
 from aiocheckpoint.stores.redis import RedisStore
 from aiocheckpoint.testing.contract import listed, put, read
@@ -296,6 +297,82 @@ async def test_replica(server: Server, tmp_path: Path) -> None:
         await put(store, "k", version, b"y")
         await store.aclose()
     await primary.aclose()
+
+
+class Address:
+    """A host name: leads new connections to another server once it has been changed."""
+
+    def __init__(self, port: int) -> None:
+        self.leads_to = port
+        self._pipes: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for pipe in self._pipes:
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.leads_to)
+        self._pipes.add(asyncio.ensure_future(self._pipe(reader, back)))
+        self._pipes.add(asyncio.ensure_future(self._pipe(there, writer)))
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+async def test_failover(server: Server, raw: redis.Redis, tmp_path: Path) -> None:
+    """When the primary becomes a replica, the next try goes where the name leads by then."""
+    options = (*ALWAYS, "--replicaof", "127.0.0.1", str(server.port))
+    address = Address(server.port)
+    with Server(tmp_path / "other", *options) as other, other.client() as raw_other:
+        async with address as url:
+            store = RedisStore(url)
+            version = await put(store, "k", None, b"one")
+            await asyncio.gather(*(store.load("k") for _ in range(10)))
+            await true(lambda: raw_other.exists("aiocheckpoint/head/k") == 1)
+            raw_other.replicaof("NO", "ONE")
+            raw.replicaof("127.0.0.1", str(other.port))
+            address.leads_to = other.port
+            for call in (put(store, "k", version, b"x"), store.put_blob("k", "b", b"x")):
+                with suppress(StoreUnavailableError):
+                    await call
+            head = await store.load("k")
+            assert head is not None
+            version = await put(store, "k", head.version, b"two")
+            await store.aclose()
+        assert raw_other.hget("aiocheckpoint/head/k", "record") == b"two"
+
+
+async def test_slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that the server cannot take in time a part is done, and the rest not begun."""
+    store = RedisStore(server.url)
+    await store.load("k")
+    monkeypatch.setattr(redis_module, "_SENDING", 0.0)
+    batch = [Put(f"{n}", None, b"x") for n in range(3000)]
+    for answer in await store.commit(batch):
+        assert isinstance(answer, StoreUnavailableError)
+        assert "too slow" in str(answer)
+    assert await listed(store) == []
+    monkeypatch.setattr(_redis_link, "_SOCKET_TIMEOUT", 0.3)
+    frozen = RedisStore(server.url)
+    await frozen.load("k")
+    monkeypatch.setattr(redis_module, "_SENDING", 0.1)
+    server.freeze()
+    told = [str(answer) for answer in await frozen.commit(batch)]
+    server.thaw()
+    assert sum("too slow" in answer for answer in told) == 1000
+    await store.aclose()
+    await frozen.aclose()
 
 
 async def test_too_few_replicas(server: Server, raw: redis.Redis) -> None:
