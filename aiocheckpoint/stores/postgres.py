@@ -1,0 +1,286 @@
+"""`postgresql://...`: four tables in a PostgreSQL database that many machines may share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from .._errors import ConflictError, StoreError, StoreUnavailableError
+from ..abc import Head, Put, Source, Version
+from ._postgres_blobs import DURABLY, Blobs
+from ._postgres_pool import Pool, blames_the_data
+from ._postgres_tables import Connection, Tables
+from ._postgres_url import Settings, parse_url
+from ._remote import spool_place
+
+_PAGE = 1000
+_STATEMENT = 8 << 20
+"""Bytes of records in one statement. Joining them stops every thread for a millisecond or two."""
+_BATCH_TIME = 20.0
+"""Seconds after which no further statement of a batch is begun: the core gives up after 30."""
+_MAX_RECORD = 256 << 20  # PostgreSQL's own limit is 1 GiB a message
+_BYTEA, _BIGINT = 17, 20  # pg_type's oids, which never change
+
+
+class PostgresStore:
+    """Keeps records in a table of a PostgreSQL database, blobs in two more beside it.
+
+    The tables are made on first use; nothing is connected before that.
+    """
+
+    transactional = True
+    min_interval = 0.1
+
+    def __init__(self, settings: Settings) -> None:
+        self.identity = settings.identity
+        self.spool_dir = spool_place(settings.identity)
+        tables = Tables(settings.table, settings.identity)
+        # A pool each, so that long blobs hold up no look-up, and neither holds up a commit.
+        others = settings.pool_size - 1
+        self._commits = Pool(settings, tables, 1)
+        self._lookups = Pool(settings, tables, others // 2)
+        self._blob_pool = Pool(settings, tables, others - others // 2)
+        self._blobs = Blobs(self._blob_pool, tables)
+        heads = tables.heads
+        self._load = f"SELECT record, version FROM {heads} WHERE key = $1".encode()
+        self._swap = _SWAP.format(heads=heads, durably=DURABLY).encode()
+        self._delete = (
+            f"WITH durably AS ({DURABLY}), gone AS ("
+            f" DELETE FROM {heads} WHERE key = $1 AND version = $2::bigint RETURNING 1)"
+            " SELECT (SELECT count(*) FROM durably), (SELECT count(*) FROM gone)"
+        ).encode()
+        self._keys = (
+            f"SELECT key FROM {heads} WHERE key > $1 AND key >= $2"
+            f" AND ($3::bytea IS NULL OR key < $3::bytea) ORDER BY key LIMIT {_PAGE}"
+        ).encode()
+
+    @classmethod
+    def from_url(cls, url: str) -> PostgresStore:
+        """The store of a libpq URL, with `table`, `pool_size` and `prepare_threshold` besides.
+
+        Raises:
+            ValueError: the URL says something that cannot be.
+        """
+        return cls(parse_url(url))
+
+    def __repr__(self) -> str:
+        return f"<PostgresStore {self.identity}>"
+
+    async def load(self, key: str) -> Head | None:
+        async def load(connection: Connection) -> Head | None:
+            cursor = await connection.execute(self._load, [key.encode()], binary=True)
+            row = await cursor.fetchone()
+            return None if row is None else Head(*row)
+
+        return await self._lookups.call("load", key, load)
+
+    async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
+        until = asyncio.get_running_loop().time() + _BATCH_TIME
+        answers: dict[str, Version | StoreError] = {}
+        failed: StoreError | None = None
+        for items in _statements(batch, answers):
+            if failed is None and answers and asyncio.get_running_loop().time() > until:
+                failed = StoreUnavailableError("its turn in the batch came too late", op="commit")
+            if failed is None:
+                try:
+                    await self._commit(items, answers)
+                    continue
+                except StoreError as exc:
+                    failed = exc
+            answers.update((item.put.key, failed) for item in items)
+        return [answers[put.key] for put in batch]
+
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
+        await self._blobs.put(key, name, source)
+
+    def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        return self._blobs.open(key, name, start, size)
+
+    async def list_blobs(self, key: str) -> list[str]:
+        return await self._blobs.names(key)
+
+    async def delete_blobs(self, key: str, names: Sequence[str]) -> None:
+        await self._blobs.delete(key, names)
+
+    async def keys(self, prefix: str) -> AsyncIterator[str]:
+        first, after, end = prefix.encode(), b"", _successor(prefix.encode())
+
+        async def page(connection: Connection) -> list[bytes]:
+            cursor = await connection.execute(self._keys, [after, first, end], binary=True)
+            return [key for (key,) in await cursor.fetchall()]
+
+        while found := await self._lookups.call("keys", None, page):
+            for key in found:
+                yield key.decode()
+            after = found[-1]
+
+    async def delete(self, key: str, expect: Version) -> None:
+        async def delete(connection: Connection) -> bool:
+            cursor = await connection.execute(self._delete, [key.encode(), expect])
+            row = await cursor.fetchone()
+            return row is not None and row[1] == 1
+
+        if not await self._lookups.call("delete", key, delete):
+            raise ConflictError("another version is the head", op="delete", key=key)
+
+    async def aclose(self) -> None:
+        for pool in (self._commits, self._lookups, self._blob_pool):
+            await pool.close()
+
+    async def _commit(
+        self, items: Sequence[_Item], answers: dict[str, Version | StoreError]
+    ) -> None:
+        # Random, as a counter would count again what it had counted before a backup was put back.
+        # One will do for the statement, as its keys are distinct.
+        version = int.from_bytes(os.urandom(8), "big") >> 1
+        new = [item for item in items if item.put.expect is None]
+        old = [item for item in items if item.put.expect is not None]
+        arguments = [
+            version,
+            _byteas([item.key for item in new]),
+            _byteas([item.put.record for item in new]),
+            _byteas([item.key for item in old]),
+            _bigints([item.put.expect for item in old]),
+            _byteas([item.put.record for item in old]),
+        ]
+
+        async def swap(connection: Connection) -> tuple[int, int, list[bytes] | None]:
+            cursor = await connection.execute(self._swap, arguments, binary=True)
+            row: tuple[int, int, list[bytes] | None] | None = await cursor.fetchone()
+            assert row is not None
+            return row
+
+        try:
+            _, count, done = await self._commits.call("commit", None, swap)
+        except StoreError as exc:
+            if not blames_the_data(exc):
+                raise
+            if len(items) == 1:
+                answers[items[0].put.key] = exc
+                return
+            half = len(items) // 2
+            for part in (items[:half], items[half:]):
+                await self._commit(part, answers)
+            return
+        if count == len(items):
+            answers.update((item.put.key, version) for item in items)
+            return
+        swapped = set(done or ())
+        for item in items:
+            key = item.put.key
+            answers[key] = (
+                version
+                if item.key in swapped
+                else ConflictError("another version is the head", op="commit", key=key)
+            )
+
+
+class _Item(NamedTuple):
+    key: bytes
+    put: Put
+
+
+# The count alone is the answer nearly always: the keys are gathered only if some were refused.
+_SWAP = """
+WITH durably AS ({durably}),
+created AS (
+    INSERT INTO {heads} AS h (key, version, record)
+    SELECT n.key, $1::bigint, n.record FROM unnest($2::bytea[], $3::bytea[]) AS n (key, record)
+    ON CONFLICT DO NOTHING RETURNING h.key
+), replaced AS (
+    UPDATE {heads} AS h SET version = $1::bigint, record = o.record
+    FROM unnest($4::bytea[], $5::bigint[], $6::bytea[]) AS o (key, version, record)
+    WHERE h.key = o.key AND h.version = o.version RETURNING h.key
+), done AS (SELECT key FROM created UNION ALL SELECT key FROM replaced)
+SELECT (SELECT count(*) FROM durably), (SELECT count(*) FROM done),
+    CASE WHEN (SELECT count(*) FROM done) < cardinality($2::bytea[]) + cardinality($4::bytea[])
+    THEN ARRAY(SELECT key FROM done) END
+"""
+
+
+def _statements(
+    batch: Sequence[Put], answers: dict[str, Version | StoreError]
+) -> list[list[_Item]]:
+    """Divide a batch, in the order of keys, so that two batches rarely wait for each other."""
+    statements: list[list[_Item]] = []
+    room = 0
+    for item in sorted(_Item(put.key.encode(), put) for put in batch):
+        size = len(item.put.record)
+        if size > _MAX_RECORD:
+            text = f"the record is too large: {size} bytes, {_MAX_RECORD} at most"
+            answers[item.put.key] = StoreError(text, op="commit", key=item.put.key)
+            continue
+        if not statements or size > room:
+            statements.append([])
+            room = _STATEMENT
+        statements[-1].append(item)
+        room -= size
+    return statements
+
+
+class _Array:
+    """An array in PostgreSQL's own format: dumping 10,000 items one by one takes far longer."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _Byteas(_Array):
+    pass
+
+
+class _Bigints(_Array):
+    pass
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: _Array) -> bytes:
+        return obj.data
+
+
+class _ByteasDumper(_ArrayDumper):
+    oid = 1001
+
+
+class _BigintsDumper(_ArrayDumper):
+    oid = 1016
+
+
+psycopg.adapters.register_dumper(_Byteas, _ByteasDumper)
+psycopg.adapters.register_dumper(_Bigints, _BigintsDumper)
+
+_size = struct.Struct("!i").pack
+
+
+def _header(count: int, oid: int) -> bytes:
+    """Dimensions, whether there are nulls, type; then length and lower bound of each dimension."""
+    return struct.pack("!5i", 1, 0, oid, count, 1) if count else struct.pack("!3i", 0, 0, oid)
+
+
+def _byteas(values: Sequence[bytes]) -> _Byteas:
+    parts = [_header(len(values), _BYTEA)]
+    for value in values:
+        parts += (_size(len(value)), value)
+    return _Byteas(b"".join(parts))
+
+
+def _bigints(values: Sequence[Version | None]) -> _Bigints:
+    flat: list[Version | None] = [8] * (2 * len(values))
+    flat[1::2] = values
+    return _Bigints(_header(len(values), _BIGINT) + struct.pack("!" + "iq" * len(values), *flat))
+
+
+def _successor(prefix: bytes) -> bytes | None:
+    """The least string of bytes above all that begin with a prefix; None if there is none."""
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None  # no byte of UTF-8 is 255
