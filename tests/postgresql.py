@@ -86,10 +86,11 @@ class Server:
         self.port = free_port()
         self.admin = Admin(f"postgresql://postgres@127.0.0.1:{self.port}/postgres")
         self._do("initdb", "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--no-locale")
-        (self._data / "postgresql.conf").open("a").write(
-            f"port={self.port}\nlisten_addresses='127.0.0.1'\nunix_socket_directories=''\n"
-            "max_connections=30\nshared_buffers=16MB\n"
-        )
+        with (self._data / "postgresql.conf").open("a") as config:
+            config.write(
+                f"port={self.port}\nlisten_addresses='127.0.0.1'\nunix_socket_directories=''\n"
+                "max_connections=30\nshared_buffers=16MB\n"
+            )
         (self._data / "pg_hba.conf").write_text(
             "host all locked 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
         )

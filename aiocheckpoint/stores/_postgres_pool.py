@@ -132,7 +132,8 @@ class Pool:
             )
             passing = hint is None
         kind = StoreUnavailableError if passing else StoreError
-        text = " ".join(str(exc).split()) + (f"; {hint}" if hint else "")
+        told = exc.diag.message_primary or str(exc)
+        text = " ".join(told.split()) + (f"; {hint}" if hint else "")
         return kind(f"{self._settings.identity}: {text}", op=op, key=key)
 
 
