@@ -13,11 +13,11 @@ from pathlib import Path
 
 import anyio
 
-from . import core, large, map, redis
+from . import core, large, map, postgres, redis
 from ._measure import Row, progress
 
 HEADER = ["what", "target", "measured (median)", "rounds, from to", "verdict", "note"]
-ROWS = {**core.ROWS, **large.ROWS, **map.ROWS, **redis.ROWS}
+ROWS = {**core.ROWS, **large.ROWS, **map.ROWS, **redis.ROWS, **postgres.ROWS}
 DOC = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
