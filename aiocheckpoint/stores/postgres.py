@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Iterator, Sequence
+from operator import attrgetter
 
 import psycopg
 from psycopg.adapt import Dumper
@@ -83,18 +83,22 @@ class PostgresStore:
 
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         until = asyncio.get_running_loop().time() + _BATCH_TIME
+        # In the order of keys, so that batches that meet rarely wait for each other in a circle.
+        puts = sorted((put for put in batch if len(put.record) <= _MAX_RECORD), key=_key)
         answers: dict[str, Version | StoreError] = {}
+        if len(puts) < len(batch):
+            answers = {put.key: _too_large(put) for put in batch if len(put.record) > _MAX_RECORD}
         failed: StoreError | None = None
-        for items in _statements(batch, answers):
-            if failed is None and answers and asyncio.get_running_loop().time() > until:
+        for first, end in _statements(puts):
+            if failed is None and first and asyncio.get_running_loop().time() > until:
                 failed = StoreUnavailableError("its turn in the batch came too late", op="commit")
             if failed is None:
                 try:
-                    await self._commit(items, answers)
+                    await self._commit(puts[first:end], answers)
                     continue
                 except StoreError as exc:
                     failed = exc
-            answers.update((item.put.key, failed) for item in items)
+            answers.update((put.key, failed) for put in puts[first:end])
         return [answers[put.key] for put in batch]
 
     async def put_blob(self, key: str, name: str, source: Source) -> None:
@@ -136,21 +140,20 @@ class PostgresStore:
         for pool in (self._commits, self._lookups, self._blob_pool):
             await pool.close()
 
-    async def _commit(
-        self, items: Sequence[_Item], answers: dict[str, Version | StoreError]
-    ) -> None:
+    async def _commit(self, puts: list[Put], answers: dict[str, Version | StoreError]) -> None:
+        """Answer each of some puts that are one statement, or raise what fails them all."""
         # Random, as a counter would count again what it had counted before a backup was put back.
         # One will do for the statement, as its keys are distinct.
         version = int.from_bytes(os.urandom(8), "big") >> 1
-        new = [item for item in items if item.put.expect is None]
-        old = [item for item in items if item.put.expect is not None]
+        new = [put for put in puts if put.expect is None]
+        old = [put for put in puts if put.expect is not None]
         arguments = [
             version,
-            _byteas([item.key for item in new]),
-            _byteas([item.put.record for item in new]),
-            _byteas([item.key for item in old]),
-            _bigints([item.put.expect for item in old]),
-            _byteas([item.put.record for item in old]),
+            _byteas([put.key.encode() for put in new]),
+            _byteas([put.record for put in new]),
+            _byteas([put.key.encode() for put in old]),
+            _bigints([put.expect for put in old]),
+            _byteas([put.record for put in old]),
         ]
 
         async def swap(connection: Connection) -> tuple[int, int, list[bytes] | None]:
@@ -164,29 +167,23 @@ class PostgresStore:
         except StoreError as exc:
             if not blames_the_data(exc):
                 raise
-            if len(items) == 1:
-                answers[items[0].put.key] = exc
+            if len(puts) == 1:
+                answers[puts[0].key] = exc
                 return
-            half = len(items) // 2
-            for part in (items[:half], items[half:]):
+            half = len(puts) // 2
+            for part in (puts[:half], puts[half:]):
                 await self._commit(part, answers)
             return
-        if count == len(items):
-            answers.update((item.put.key, version) for item in items)
+        if count == len(puts):
+            answers.update(dict.fromkeys([put.key for put in puts], version))
             return
-        swapped = set(done or ())
-        for item in items:
-            key = item.put.key
-            answers[key] = (
+        swapped = {key.decode() for key in done or ()}
+        for put in puts:
+            answers[put.key] = (
                 version
-                if item.key in swapped
-                else ConflictError("another version is the head", op="commit", key=key)
+                if put.key in swapped
+                else ConflictError("another version is the head", op="commit", key=put.key)
             )
-
-
-class _Item(NamedTuple):
-    key: bytes
-    put: Put
 
 
 # The count alone is the answer nearly always: the keys are gathered only if some were refused.
@@ -207,24 +204,21 @@ SELECT (SELECT count(*) FROM durably), (SELECT count(*) FROM done),
 """
 
 
-def _statements(
-    batch: Sequence[Put], answers: dict[str, Version | StoreError]
-) -> list[list[_Item]]:
-    """Divide a batch, in the order of keys, so that two batches rarely wait for each other."""
-    statements: list[list[_Item]] = []
-    room = 0
-    for item in sorted(_Item(put.key.encode(), put) for put in batch):
-        size = len(item.put.record)
-        if size > _MAX_RECORD:
-            text = f"the record is too large: {size} bytes, {_MAX_RECORD} at most"
-            answers[item.put.key] = StoreError(text, op="commit", key=item.put.key)
-            continue
-        if not statements or size > room:
-            statements.append([])
-            room = _STATEMENT
-        statements[-1].append(item)
-        room -= size
-    return statements
+def _too_large(put: Put) -> StoreError:
+    size = f"{len(put.record)} bytes, {_MAX_RECORD} at most"
+    return StoreError(f"the record is too large: {size}", op="commit", key=put.key)
+
+
+def _statements(puts: list[Put]) -> Iterator[tuple[int, int]]:
+    """Where each statement of a batch begins and ends. None is empty."""
+    first, size = 0, 0
+    for at, put in enumerate(puts):
+        size += len(put.record)
+        if size > _STATEMENT and at > first:
+            yield first, at
+            first, size = at, len(put.record)
+    if puts:
+        yield first, len(puts)
 
 
 class _Array:
@@ -260,6 +254,7 @@ class _BigintsDumper(_ArrayDumper):
 psycopg.adapters.register_dumper(_Byteas, _ByteasDumper)
 psycopg.adapters.register_dumper(_Bigints, _BigintsDumper)
 
+_key = attrgetter("key")
 _size = struct.Struct("!i").pack
 
 
