@@ -24,6 +24,7 @@ _READ_ONLY = "25006"
 # Class 08 is connection exceptions, 40 rollbacks, 53 resources, 57 the operator, 58 the system.
 _PASSING = ("08", "40", "53", "57", "58", _READ_ONLY, "25P", "55P03")
 _OF_DATA = ("22", "23", "44", "54", "P0")
+_PREPARED = "behind pgbouncer in transaction mode add prepare_threshold=none to the URL"
 _HINTS = {
     _READ_ONLY: "a standby, or default_transaction_read_only: point the URL at the primary, with"
     " several hosts add target_session_attrs=read-write",
@@ -34,6 +35,8 @@ _HINTS = {
     "42501": "see the GRANTs, or the tables to make beforehand, in docs/howto-postgresql.md",
     "42P01": "the tables were dropped; open the store again to make new ones",
     "42P07": "it is not ours; name another with ?table=",
+    "26000": _PREPARED,
+    "42P05": _PREPARED,
     "3F000": "the table's schema is not there; CREATE SCHEMA it",
 }
 # Refusals before the session begins have no code that libpq tells, only the server's words.
@@ -160,12 +163,15 @@ async def _interruptible(call: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait([task], timeout=_GRACE)
-        if not task.done():
+        task.add_done_callback(_forget)
+        for _ in range(2):
             task.cancel()
             await asyncio.wait([task], timeout=_GRACE)
-        if task.done() and not task.cancelled():
-            task.exception()  # the cancellation is what counts
         raise
     return await task
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    """The caller was cancelled: how the call ended interests nobody."""
+    if not task.cancelled():
+        task.exception()

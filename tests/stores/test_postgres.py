@@ -150,6 +150,17 @@ async def test_options_for_libpq(admin: Admin, url: str, opened: Opened) -> None
     assert ("mine",) in names
 
 
+async def test_lost_prepared_statements(url: str, opened: Opened) -> None:
+    """A pooler that hands out other sessions is found out, and the option named."""
+    store = opened.store(url)
+    for _ in range(10):
+        await store.load("k")
+    for connection in store._lookups._idle:
+        await connection.execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+    with pytest.raises(StoreError, match="pgbouncer in transaction mode add prepare"):
+        await store.load("k")
+
+
 # The tables.
 
 
@@ -298,6 +309,17 @@ async def test_batches_in_opposite_order(url: str, opened: Opened) -> None:
                 assert (outcome == head.version) == isinstance(outcome, int)
                 if isinstance(outcome, int):
                     await stores[0].delete(key, outcome)
+
+
+async def test_one_winner_when_serializable(url: str) -> None:
+    """A database whose transactions are serializable by default makes no difference."""
+
+    class Serializable(TestPostgresStore):
+        async def make_store(self) -> Store:
+            isolation = "default_transaction_isolation%3Dserializable"
+            return PostgresStore.from_url(f"{url}&options=-c%20{isolation}")
+
+    await Serializable().test_one_winner()
 
 
 async def test_one_bad_item(admin: Admin, table: str, url: str, opened: Opened) -> None:

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from aiocheckpoint._errors import StoreError, StoreUnavailableError
+from aiocheckpoint.abc import Put
 from aiocheckpoint.stores.postgres import PostgresStore
 from aiocheckpoint.testing.contract import listed, put, read, refused
 
@@ -61,6 +62,10 @@ class Locked:
     def __init__(self, admin: Admin, key: str = "k") -> None:
         self._admin = admin
         self._connection = psycopg.connect(admin.url)
+        self._connection.execute("SET deadlock_timeout = '1h'")
+        self.wait_for(key)
+
+    def wait_for(self, key: str) -> None:
         query = "SELECT 1 FROM aiocheckpoint WHERE key = %s FOR UPDATE"
         self._connection.execute(query, [key.encode()])
 
@@ -148,6 +153,22 @@ async def test_timeouts_of_the_server(admin: Admin) -> None:
             await unavailable(put(store, "k", version, b"two"), match)
         assert await store.load("k") == (b"one", version)
         await store.aclose()
+
+
+async def test_deadlock(admin: Admin) -> None:
+    """A batch that is chosen to end a deadlock may be tried again; none of it was done."""
+    store = PostgresStore.from_url(f"{admin.url}?options=-c%20deadlock_timeout%3D300")
+    a, b = await put(store, "a", None, b"1"), await put(store, "b", None, b"1")
+    with Locked(admin, "b") as lock:
+        commit = asyncio.ensure_future(store.commit([Put("b", b, b"2"), Put("a", a, b"2")]))
+        await lock.somebody_waits()
+        await asyncio.to_thread(lock.wait_for, "a")
+        for answer in await commit:
+            assert isinstance(answer, StoreUnavailableError)
+            assert "deadlock detected" in str(answer)
+    assert await store.load("a") == (b"1", a)
+    await store.commit([Put("b", b, b"2"), Put("a", a, b"2")])
+    await store.aclose()
 
 
 # Servers that cannot, or will not.
