@@ -151,13 +151,6 @@ class Commits:
         except StoreError as exc:
             _log.info("%d old blobs of %r are left for the next claim: %s", len(names), key, exc)
 
-    async def delete(self, key: str, version: Version) -> None:
-        """Delete a head of this version, and the blobs that were there before."""
-        names = await bounded(self.store.list_blobs(key), "list_blobs", key)
-        await bounded(self.store.delete(key, version), "delete", key)
-        if names:
-            await bounded(self.store.delete_blobs(key, names), "delete_blobs", key)
-
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something beside the commits, known to `finish`."""
         task = self._loop.create_task(coroutine)

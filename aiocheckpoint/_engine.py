@@ -10,10 +10,10 @@ from pathlib import Path
 
 from . import _spool
 from ._calls import bounded
+from ._deleting import delete_with_spool
 from ._errors import CodecError, CorruptCheckpointError, KeyInUseError
 from ._held import Held
 from ._io_thread import IOThread
-from ._keys import store_name
 from ._records import Statistics, Status, decode_record
 from ._slot import ALERT
 from ._stopping import Stopping
@@ -116,13 +116,8 @@ class Engine:
     async def delete(self, key: str) -> None:
         """Delete a key that need not be open here."""
         head = await bounded(self.store.load(key), "load", key)
-        if head is None:
-            return
-        # listed before the commit, like a claim's: none of them can be a later claim's
-        base = self.spool_base
-        left = [] if base is None else _spool.left_over(base / store_name(key))
-        await self.writer.commits.delete(key, head.version)
-        await asyncio.to_thread(_spool.discard, left)
+        if head is not None:
+            await delete_with_spool(self.store, key, head.version, self.spool_base)
 
     async def pages(self, prefix: str, status: Status | None) -> AsyncGenerator[list[str], None]:
         """The keys, some at a time."""

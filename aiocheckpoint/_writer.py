@@ -14,6 +14,7 @@ import msgspec
 from ._calendar import Calendar
 from ._calls import backoff, bounded
 from ._commits import Commit, Commits, Outcome
+from ._deleting import delete_key
 from ._errors import (
     CheckpointError,
     ClosedError,
@@ -408,7 +409,7 @@ class Writer:
         held.busy = True
         deleted_tree = held.tree_number(slot.files)
         try:
-            await self.commits.delete(slot.key, held.version)
+            await delete_key(self.store, slot.key, held.version)
             held.deleted = True
         except ConflictError:
             await self._reconcile(held)

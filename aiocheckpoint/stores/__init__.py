@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -52,6 +53,18 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         told = url if "@" not in url else f"{scheme}:..."  # it may hold a password
         raise ValueError(f"{told!r} names no store; it starts with one of {known} (sqlite:jobs.db)")
     return _open(scheme, _local_path(url) if scheme in _PATHS else url)
+
+
+def local_path(url: str | os.PathLike[str]) -> Path | None:
+    """Where on this machine's disk a store lies, or None. Opening makes it if nothing is there.
+
+    Raises:
+        ValueError: the URL names no path.
+    """
+    if not isinstance(url, str):
+        return Path(url)
+    scheme = url.partition(":")[0].lower()
+    return Path(_local_path(url)) if scheme in _PATHS else None
 
 
 def _open(scheme: str, location: str) -> Store:

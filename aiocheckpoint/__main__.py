@@ -1,0 +1,24 @@
+"""`python -m aiocheckpoint`, and the script of that name."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; exits."""
+    try:
+        import click  # noqa: F401 - the one package that it needs and the library does not
+    except ImportError:
+        print(
+            "aiocheckpoint: the command line needs click: pip install 'aiocheckpoint[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    from .cli import cli
+
+    cli(prog_name="aiocheckpoint")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Deleting a key: its head first, then what only the head gave a meaning."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from . import _spool
+from ._calls import bounded
+from ._keys import store_name
+from .abc import Store, Version
+
+
+async def delete_key(store: Store, key: str, version: Version) -> None:
+    """Delete a head of this version, and the blobs that were there before.
+
+    Raises:
+        ConflictError: another version is the head.
+        StoreError: it cannot be deleted.
+    """
+    names = await bounded(store.list_blobs(key), "list_blobs", key)
+    await bounded(store.delete(key, version), "delete", key)
+    if names:
+        await bounded(store.delete_blobs(key, names), "delete_blobs", key)
+
+
+async def delete_with_spool(
+    store: Store, key: str, version: Version, spool_base: Path | None
+) -> None:
+    """The same for a key that is not open here, with what this machine has staged of it."""
+    # listed before the commit, like a claim's: none of them can be a later claim's
+    left = [] if spool_base is None else _spool.left_over(spool_base / store_name(key))
+    await delete_key(store, key, version)
+    await asyncio.to_thread(_spool.discard, left)

@@ -1,0 +1,187 @@
+"""What all commands have in common: options, a loop, a store, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._errors import CheckpointError, StoreError
+from ..abc import Store
+from ..stores import local_path, open_store
+from ._text import printable
+
+FINE, FAILED, USAGE, STORE = 0, 1, 2, 3
+INTERRUPTED, PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+_CLOSING = 5.0  # seconds for a store to close
+
+EPILOG = """\b
+Exit codes:
+  0    fine
+  1    damage was found, a key is missing, or some keys failed
+  2    wrong usage, or nobody was there to be asked (--yes)
+  3    the store is not there, does not answer, or refuses
+  130  interrupted (Ctrl-C)
+  141  whoever read the output went away
+
+A STORE is a URL (sqlite:jobs.db, file:checkpoints, ...) or a path."""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
+@click.version_option(package_name="aiocheckpoint", prog_name="aiocheckpoint")
+def cli() -> None:
+    """Look at checkpoints in a store, check, copy and remove them."""
+
+
+class Context:
+    """How a command was asked to speak."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def line(self, text: str = "") -> None:
+        """For people: a line of the answer. Escaped already, where it must be."""
+        if not self.as_json:
+            sys.stdout.write(text + "\n")
+
+    def item(self, kind: str, **values: object) -> None:
+        """For machines: one line of JSON. All non-ASCII is escaped."""
+        if self.as_json:
+            sys.stdout.write(json.dumps({"type": kind, **values}, allow_nan=False) + "\n")
+
+    def note(self, text: str) -> None:
+        """On stderr, for people, unless they want quiet."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def warn(self, text: str) -> None:
+        """On stderr, in any case."""
+        click.echo(text, err=True)
+
+
+Body = Callable[..., Coroutine[Any, Any, int]]
+
+
+def command(name: str) -> Callable[[Body], click.Command]:
+    """Make a command of a coroutine function that returns its exit code."""
+
+    def make(body: Body) -> click.Command:
+        def run(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
+            logging.getLogger("aiocheckpoint").addHandler(logging.NullHandler())
+            context = Context(as_json=as_json, quiet=quiet)
+            raise click.exceptions.Exit(
+                _code(lambda: asyncio.run(body(context, *args, **kwargs)), debug)
+            )
+
+        parameters = [
+            *getattr(body, "__click_params__", [])[::-1],
+            click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a line."),
+            click.Option(["-q", "--quiet"], is_flag=True, help="Only results and errors."),
+            click.Option(["--debug"], is_flag=True, help="Show a traceback with an error."),
+        ]
+        return click.Command(
+            name, callback=run, params=parameters, help=body.__doc__, epilog=EPILOG
+        )
+
+    return make
+
+
+def _code(work: Callable[[], int], debug: bool) -> int:
+    """Do the work; its exit code, with an error told in a line."""
+    try:
+        code = work()
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        with suppress(OSError):
+            sys.stdout.flush()
+        return INTERRUPTED
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # or the interpreter complains when it flushes
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE
+    except click.ClickException:
+        raise
+    except Exception as exc:
+        with suppress(OSError):
+            sys.stdout.flush()
+        if debug:
+            traceback.print_exc()
+        code, text = _told(exc)
+        click.echo(f"aiocheckpoint: {printable(text)}", err=True)
+    return code
+
+
+def _told(exc: Exception) -> tuple[int, str]:
+    """Exit code and line of an error. What a driver says may hold a secret: it is not told."""
+    if isinstance(exc, (StoreError, _MissingError)):
+        return STORE, str(exc)
+    if isinstance(exc, CheckpointError):
+        return FAILED, str(exc)
+    if isinstance(exc, (ValueError, ImportError)):
+        return USAGE, str(exc)
+    if isinstance(exc, OSError):
+        return FAILED, f"{exc.strerror or type(exc).__name__}: {exc.filename or ''}"
+    return (
+        FAILED,
+        f"unexpected {type(exc).__name__} (--debug shows where; mind that it may hold secrets)",
+    )
+
+
+class _MissingError(Exception):
+    pass
+
+
+@asynccontextmanager
+async def opened(location: str, *, make: bool = False) -> AsyncIterator[Store]:
+    """The one place where a command gets its store. `make` says that a new one may be made.
+
+    Raises:
+        ValueError: there is no such kind of store.
+        StoreError: it cannot be there.
+    """
+    store = _store(location, make)
+    try:
+        yield store
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                await store.aclose()
+
+
+def _store(location: str, make: bool) -> Store:
+    url: str | Path = location if ":" in location else Path(location)
+    path = local_path(url)
+    if path is not None and not make and not path.exists():
+        raise _MissingError(f"there is no store: {path}")
+    return open_store(url)
+
+
+def confirm(question: str, yes: bool) -> bool:
+    """Whether to go on: `yes`, or what the person says.
+
+    Raises:
+        click.UsageError: there is nobody to ask.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to be asked: pass --yes")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the loop's would wait
+    try:
+        return click.confirm(question, err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
