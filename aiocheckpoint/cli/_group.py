@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import click
 from .._errors import CheckpointError, StoreError
 from ..abc import Store
 from ..stores import local_path, open_store
+from ._progress import Progress
 from ._text import printable
 
 FINE, FAILED, USAGE, STORE = 0, 1, 2, 3
@@ -52,24 +54,38 @@ class Context:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._progress: Progress | None = None
+
+    def progress(self, what: str) -> Progress:
+        """Tell of it what is done, and others make way for their lines."""
+        self._progress = Progress(what, quiet=self.quiet)
+        return self._progress
+
+    def clear(self) -> None:
+        """Take the line of the progress away."""
+        if self._progress is not None:
+            self._progress.clear()
 
     def line(self, text: str = "") -> None:
         """For people: a line of the answer. Escaped already, where it must be."""
         if not self.as_json:
+            self.clear()
             sys.stdout.write(text + "\n")
 
     def item(self, kind: str, **values: object) -> None:
         """For machines: one line of JSON. All non-ASCII is escaped."""
         if self.as_json:
+            self.clear()
             sys.stdout.write(json.dumps({"type": kind, **values}, allow_nan=False) + "\n")
 
     def note(self, text: str) -> None:
         """On stderr, for people, unless they want quiet."""
         if not self.quiet:
-            click.echo(text, err=True)
+            self.warn(text)
 
     def warn(self, text: str) -> None:
         """On stderr, in any case."""
+        self.clear()
         click.echo(text, err=True)
 
 
@@ -80,30 +96,32 @@ def command(name: str) -> Callable[[Body], click.Command]:
     """Make a command of a coroutine function that returns its exit code."""
 
     def make(body: Body) -> click.Command:
+        @click.command(name, epilog=EPILOG)
+        @functools.wraps(body)
         def run(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
             logging.getLogger("aiocheckpoint").addHandler(logging.NullHandler())
             context = Context(as_json=as_json, quiet=quiet)
             raise click.exceptions.Exit(
-                _code(lambda: asyncio.run(body(context, *args, **kwargs)), debug)
+                _code(context, lambda: asyncio.run(body(context, *args, **kwargs)), debug)
             )
 
-        parameters = [
-            *getattr(body, "__click_params__", [])[::-1],
+        run.params += [
             click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a line."),
             click.Option(["-q", "--quiet"], is_flag=True, help="Only results and errors."),
             click.Option(["--debug"], is_flag=True, help="Show a traceback with an error."),
         ]
-        return click.Command(
-            name, callback=run, params=parameters, help=body.__doc__, epilog=EPILOG
-        )
+        return run
 
     return make
 
 
-def _code(work: Callable[[], int], debug: bool) -> int:
+def _code(context: Context, work: Callable[[], int], debug: bool) -> int:
     """Do the work; its exit code, with an error told in a line."""
     try:
-        code = work()
+        try:
+            code = work()
+        finally:
+            context.clear()
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         with suppress(OSError):
