@@ -47,11 +47,16 @@ async def copy(
     """Copy these keys, a few at a time; what became of each, in no order.
 
     Raises:
-        StoreError: one of the stores does not answer, or refuses for good.
+        StoreUnavailableError: one of the stores does not answer.
     """
 
     async def one(key: str) -> Copied:
-        return await copy_key(source, target, key, existing, tick)
+        try:
+            return await copy_key(source, target, key, existing, tick)
+        except StoreUnavailableError:
+            raise
+        except StoreError as exc:  # such as a record that is too large for the target
+            return Copied(key, "failed", str(exc))
 
     outcomes = abreast(keys, one, _AT_ONCE)
     async with aclosing(outcomes):

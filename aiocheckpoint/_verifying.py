@@ -10,19 +10,20 @@ from msgspec.structs import replace
 
 from ._abreast import abreast, patiently
 from ._contents import Part, Stream, Tick, parts_of
-from ._errors import CodecError, CorruptCheckpointError, StoreUnavailableError
+from ._errors import CodecError, CorruptCheckpointError, StoreError, StoreUnavailableError
 from ._looking import Look, look_at
 from ._records import Record
 from .abc import Store
 
-HEAD = "head"
+HEAD, STORE = "head", "store"
 _ROUNDS = 50
 _PAUSE = 0.1  # seconds between two looks: what is being collected is gone by then
 _AT_ONCE = 4
 
 
 class Damage(NamedTuple):
-    """Something of a key that cannot be used. `where` is `head`, or the name of a blob."""
+    """Something of a key that cannot be used. `where` is `head`, the name of a blob, or `store`
+    if that refuses to read it."""
 
     where: str
     what: str
@@ -47,11 +48,16 @@ async def verify(store: Store, prefix: str, tick: Tick) -> AsyncGenerator[Report
     """A report of each key that starts so, in no order.
 
     Raises:
-        StoreError: the store cannot be read.
+        StoreUnavailableError: the store does not answer.
     """
 
     async def one(key: str) -> Report | None:
-        return await patiently(lambda: verify_key(store, key, tick))
+        try:
+            return await patiently(lambda: verify_key(store, key, tick))
+        except StoreUnavailableError:
+            raise
+        except StoreError as exc:  # such as a file that this user may not read
+            return Report(key, [Damage(STORE, str(exc))], 0, 0, 0, [])
 
     reports = abreast(store.keys(prefix), one, _AT_ONCE)
     try:

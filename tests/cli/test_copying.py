@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aiocheckpoint
-from aiocheckpoint import FencedError, StoreError
+from aiocheckpoint import FencedError, StoreError, StoreUnavailableError, _abreast
 from aiocheckpoint._copying import Copied, Existing, copy, copy_key
 from aiocheckpoint._verifying import verify
 from aiocheckpoint.abc import Put, Source, Store, Version
@@ -129,34 +129,49 @@ async def test_what_differs_is_kept_unless_told(
 
 
 class Torn(Wrapper):
-    """Fails for good at the n-th blob, having taken it or not."""
+    """Fails at the n-th blob."""
 
-    def __init__(self, store: Store, n: int) -> None:
+    def __init__(self, store: Store, n: int, error: StoreError) -> None:
         super().__init__(store)
+        self._error = error
         self._left = n
         self.puts: list[str] = []
 
     async def put_blob(self, key: str, name: str, source: Source) -> None:
         self._left -= 1
         if not self._left:
-            raise StoreError("no more", op="put_blob", key=key)
-        self.puts.append(name)
+            raise self._error
         await super().put_blob(key, name, source)
+        self.puts.append(name)
 
 
 async def test_a_copy_that_was_cut_short_goes_on(
-    store: Store, target: Store, tmp_path: Path
+    store: Store, target: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No head without its blobs; and what was put once is not put again."""
     await fill(store, tmp_path)
-    torn = Torn(target, 4)
-    with pytest.raises(StoreError, match="no more"):
+    monkeypatch.setattr(_abreast, "PATIENCE", 0.0)
+    gone = StoreUnavailableError("no more", op="put_blob")
+    torn = Torn(target, 4, gone)
+    with pytest.raises(StoreUnavailableError, match="no more"):
         await copied(store, torn)
     assert await sound(target)
-    again = Torn(target, 1000)
+    again = Torn(target, 1000, gone)
     await copied(store, again)
     assert not set(torn.puts) & set(again.puts)
     assert await contents(target) == await contents(store)
+
+
+async def test_a_key_that_the_target_refuses_holds_up_no_other(
+    store: Store, target: Store, tmp_path: Path
+) -> None:
+    """It is told with the target's words; all others are copied."""
+    await fill(store, tmp_path)
+    refusing = Torn(target, 1, StoreError("too large", op="put_blob"))
+    outcomes = await copied(store, refusing)
+    bad = [one for one in outcomes.values() if one.outcome != "copied"]
+    assert [(one.outcome, one.why) for one in bad] == [("failed", "put_blob: too large")]
+    assert len(outcomes) == len(KEYS)
 
 
 async def test_what_is_damaged_is_not_copied(store: Store, target: Store, tmp_path: Path) -> None:
@@ -289,10 +304,11 @@ async def test_a_copy_beside_a_writer_is_of_one_moment(url: str, tmp_path: Path)
     with children.start(WRITING, url, tmp_path) as process:
         try:
             assert process.stdout is not None
-            await asyncio.to_thread(process.stdout.readline)
             source = open_store(url)
             numbers = []
             for _ in range(5):
+                for _ in range(2):  # it has stored at least one more
+                    await asyncio.to_thread(process.stdout.readline)
                 target = MemoryStore()
                 outcomes = await copied(source, target)
                 assert (outcomes["live"].outcome, outcomes["live"].why) == ("copied", "")
@@ -308,4 +324,4 @@ async def test_a_copy_beside_a_writer_is_of_one_moment(url: str, tmp_path: Path)
             await source.aclose()
         finally:
             process.kill()
-    assert numbers == sorted(set(numbers)), "it went on writing meanwhile"
+    assert numbers == sorted(set(numbers)), "it went on meanwhile"
