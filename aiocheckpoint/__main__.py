@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -17,6 +18,8 @@ def main() -> None:
         sys.exit(2)
     from .cli import cli
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale
     cli(prog_name="aiocheckpoint")
 
 

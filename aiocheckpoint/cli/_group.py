@@ -122,25 +122,29 @@ def _code(context: Context, work: Callable[[], int], debug: bool) -> int:
             code = work()
         finally:
             context.clear()
-        sys.stdout.flush()
-    except (KeyboardInterrupt, click.Abort):
-        with suppress(OSError):
             sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        with suppress(OSError, ValueError):  # or the interpreter complains when it flushes
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE
     except click.ClickException:
         raise
     except Exception as exc:
-        with suppress(OSError):
-            sys.stdout.flush()
+        if isinstance(exc, OSError):
+            _drop_output()
+        if isinstance(exc, BrokenPipeError):
+            return PIPE
         if debug:
             traceback.print_exc()
         code, text = _told(exc)
         click.echo(f"aiocheckpoint: {printable(text)}", err=True)
     return code
+
+
+def _drop_output() -> None:
+    """Nobody takes it: the interpreter must not try, and complain, at its end."""
+    with suppress(OSError, ValueError):
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
 
 
 def _told(exc: Exception) -> tuple[int, str]:
@@ -152,10 +156,11 @@ def _told(exc: Exception) -> tuple[int, str]:
     if isinstance(exc, (ValueError, ImportError)):
         return USAGE, str(exc)
     if isinstance(exc, OSError):
-        return FAILED, f"{exc.strerror or type(exc).__name__}: {exc.filename or ''}"
+        where = f": {exc.filename}" if exc.filename else ""
+        return FAILED, f"{exc.strerror or type(exc).__name__}{where}"
     return (
         FAILED,
-        f"unexpected {type(exc).__name__} (--debug shows where; mind that it may hold secrets)",
+        f"unexpected {type(exc).__name__} (--debug shows it; mind that it may hold a password)",
     )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import math
+import re
 from typing import Any
 
 import msgspec
 
 from .._codecs import BYTES, MSGPACK
-from ._text import printable
+from ._text import printable, size_text
 
 _DEEPEST = 100
+_LARGEST = 1 << 20  # of what is decoded for its beginning
+_BINARY = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")  # what no text has
 
 
 def decoded(data: bytes, codec: str) -> tuple[bool, Any]:
@@ -50,13 +54,23 @@ def to_json(value: Any, depth: int = 0) -> Any:
     return str(value)
 
 
-def shown(data: bytes, codec: str) -> str | None:
-    """One line for a terminal, or None if it can only be had raw."""
+def shown(data: bytes, codec: str, limit: int | None = None) -> str | None:
+    """One line for a terminal, of about `limit` characters, or None if it can only be had raw."""
     if codec == BYTES:
-        text = _text(data)
-        return data.hex() if text is None else printable(text)
+        part = data if limit is None else data[:limit]
+        text = _text(part, cut=len(part) < len(data))
+        line = part.hex() if text is None else printable(text)
+        return _cut(line, limit, more=len(part) < len(data))
+    if codec == MSGPACK and limit is not None and len(data) > _LARGEST:
+        return _cut(f"{size_text(len(data))} of {MSGPACK}", 0, more=True)
     good, value = decoded(data, codec)
-    return printable(json.dumps(value, ensure_ascii=False)) if good else None
+    return _cut(printable(json.dumps(value, ensure_ascii=False)), limit) if good else None
+
+
+def _cut(line: str, limit: int | None, *, more: bool = False) -> str:
+    if limit and len(line) > limit:
+        line, more = line[:limit], True
+    return line + "... (--payload shows all)" if more else line
 
 
 def _bytes(data: bytes) -> Any:
@@ -64,8 +78,10 @@ def _bytes(data: bytes) -> Any:
     return {"$bytes": base64.b64encode(data).decode()} if text is None else text
 
 
-def _text(data: bytes) -> str | None:
+def _text(data: bytes, *, cut: bool = False) -> str | None:
+    """The text that these bytes are, perhaps but for a last character that was cut through."""
     try:
-        return data.decode()
+        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=not cut)
     except UnicodeDecodeError:
         return None
+    return None if _BINARY.search(text) else text

@@ -236,12 +236,10 @@ def _show_text(
 
 
 def _limited(data: bytes, codec: str, *, whole: bool) -> str:
-    text = shown(data, codec)
+    text = shown(data, codec, None if whole else _SHOWN)
     if text is None:
         return f"{size_text(len(data))} of codec {printable(codec)!r} (--raw gives the bytes)"
-    if whole or len(text) <= _SHOWN:
-        return text
-    return f"{text[:_SHOWN]}... (--payload shows all)"
+    return text
 
 
 def _name(raw: bytes) -> str:

@@ -69,7 +69,7 @@ async def rm(context: Context, store: str, keys: tuple[str, ...], prefix: bool, 
                 context.note("no key starts so")
             return code
         if running and not yes:
-            context.warn(f"{counted(running, 'key')} of them may be at work (status: running)")
+            context.warn(f"{running:,} of {counted(len(chosen), 'key')} may be at work (running)")
         what = printable(repr(chosen[0])) if len(chosen) == 1 else counted(len(chosen), "key")
         if not confirm(f"Remove {what} from {printable(opening.identity)}?", yes):
             context.note("nothing was removed")
