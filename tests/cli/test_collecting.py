@@ -18,9 +18,11 @@ from aiocheckpoint._looking import Generation, Look, Seen, look_at
 from aiocheckpoint._records import Blob, Files, Record
 from aiocheckpoint._verifying import verify_key
 from aiocheckpoint.abc import Put, Source, Store, Version
+from aiocheckpoint.stores import open_store
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, Wrapper
 
+from .. import children
 from .filled import LARGE, damage_blob, fill, generations, record_of
 
 OLD, NEW, BEFORE = 1_000.0, 3_000.0, 2_000.0
@@ -290,6 +292,60 @@ async def test_a_claim_under_way_keeps_what_it_has_put(tmp_path: Path) -> None:
         assert await inner.list_blobs("k") == put
     assert await claiming == b"s" * LARGE
     assert await sound(inner, "k")
+
+
+KILLED_WITH_A_MOVED_TREE = """
+from pathlib import Path
+from aiocheckpoint.stores import open_store
+from aiocheckpoint.testing import FaultyStore
+
+async def bad(cp):
+    await cp.write(b"first")
+    raise ZeroDivisionError
+
+store = FaultyStore(open_store(url))
+async with Runtime(store) as rt:
+    try:
+        await rt.run(bad, key="k")
+    except ZeroDivisionError:
+        pass
+    async with rt.open("k") as cp:
+        tree = Path(args[0])
+        tree.mkdir()
+        (tree / "file").write_bytes(b"moved" * 1_000_000)
+        await cp.save(tree, state=b"saved")
+        (tree / "file").write_bytes(b"again" * 1_000_000)
+        store.down = True
+        await cp.save(tree, state=b"moved", move=True)
+        die()
+"""
+
+
+async def test_a_claim_that_stores_moved_files_keeps_them(tmp_path: Path) -> None:
+    """They have the names of the claim that moved them, which is the head's, and the run is over:
+    only their number tells that they may yet be named."""
+    url = f"file:{tmp_path / 'jobs'}"
+    await asyncio.to_thread(children.run, KILLED_WITH_A_MOVED_TREE, url, tmp_path / "tree")
+    inner = open_store(url)
+    store = FaultyStore(inner)
+    before = await inner.list_blobs("k")
+    assert (await record_of(inner, "k")).status == "failed"
+
+    async def claim() -> bytes | None:
+        async with aiocheckpoint.open(store, "k") as cp:
+            await cp.restore(tmp_path / "back")
+            return await cp.read()
+
+    begun = store.commit_begun(1)
+    with store.held():
+        claiming = asyncio.create_task(claim())
+        assert await asyncio.to_thread(begun.wait, 10)
+        put = set(await inner.list_blobs("k")) - set(before)
+        assert {name[:5] for name in put} == {"pack-", "tree-"}
+        assert not put & set(await collect(inner, "k"))
+    assert await claiming == b"moved"
+    assert (tmp_path / "back" / "file").read_bytes() == b"again" * 1_000_000
+    await inner.aclose()
 
 
 class Collecting(Wrapper):
