@@ -311,15 +311,12 @@ async def test_batches_in_opposite_order(url: str, opened: Opened) -> None:
                     await stores[0].delete(key, outcome)
 
 
-async def test_one_winner_when_serializable(url: str) -> None:
+async def test_one_winner_when_serializable(admin: Admin, table: str, url: str) -> None:
     """A database whose transactions are serializable by default makes no difference."""
-
-    class Serializable(TestPostgresStore):
-        async def make_store(self) -> Store:
-            isolation = "default_transaction_isolation%3Dserializable"
-            return PostgresStore.from_url(f"{url}&options=-c%20{isolation}")
-
-    await Serializable().test_one_winner()
+    contract = TestPostgresStore()
+    contract.admin, contract.table = admin, table
+    contract.url = f"{url}&options=-c%20default_transaction_isolation%3Dserializable"
+    await contract.test_one_winner()
 
 
 async def test_one_bad_item(admin: Admin, table: str, url: str, opened: Opened) -> None:
