@@ -42,7 +42,8 @@ def place(url: str, prefix: str | None, ttl: float | None) -> Place:
         raise ValueError(
             f"this redis URL cannot be read: write {_FORM}, with % escapes in the password"
         ) from None
-    if parts.scheme not in _TLS or not parts.netloc or parts.fragment:
+    split = "@" in parts.path + parts.query or parts.fragment  # in the middle of a password
+    if parts.scheme not in _TLS or not parts.netloc or split:
         raise ValueError(f"this is no redis URL: write {_FORM}, with % escapes in the password")
     database = unquote(parts.path).strip("/") or options.pop("db", "") or "0"
     if not re.fullmatch("[0-9]{1,5}", database):

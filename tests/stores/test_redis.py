@@ -49,7 +49,7 @@ def prefix(raw: redis.Redis) -> Iterator[str]:
     """A prefix of this test's own, of which nothing is left after."""
     prefix = f"test-{secrets.token_hex(6)}"
     yield prefix
-    for key in raw.scan_iter(f"{prefix}/*", count=10_000):
+    for key in raw.scan_iter(f"{prefix}*", count=10_000):
         raw.delete(key)
 
 
@@ -373,6 +373,8 @@ def test_url(url: str, identity: str) -> None:
         ("redis://:hush#@host", "% escapes in the password"),
         ("redis://:hush@host:port", "% escapes in the password"),
         ("redis://:hush@[host", "% escapes in the password"),
+        ("redis://me:1?hush@host", "% escapes in the password"),
+        ("redis://:1/hush@host", "% escapes in the password"),
         ("redis://:hush@host/jobs", "number of a database"),
         ("redis://:hush@host?prefix=a/b", "without a slash"),
         ("redis://:hush@host?prefix=", "1 to 100"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -13,10 +14,11 @@ import pytest
 
 from aiocheckpoint import FencedError, Runtime
 from aiocheckpoint._records import decode_record
-from aiocheckpoint.stores import _redis_link
+from aiocheckpoint.stores import _redis_line
+from aiocheckpoint.stores.redis import RedisStore
 
 from .. import children
-from ..support import ROOT, listed, run_script, true
+from ..support import ROOT, close, listed, run_script, true
 from ..test_docs import save_files
 from .redis_server import ALWAYS, Server
 
@@ -199,7 +201,7 @@ async def test_frozen(
     runtime: MakeRuntime, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a frozen server was asked and answered to nobody is read back, and fences nobody."""
-    monkeypatch.setattr(_redis_link, "_SOCKET_TIMEOUT", 0.3)
+    monkeypatch.setattr(_redis_line, "_SOCKET_TIMEOUT", 0.3)
     async with runtime() as rt, rt.open("k") as cp:
         for turn in range(3):
             await cp.write(b"before %d" % turn)
@@ -248,6 +250,31 @@ async def test_refused(runtime: MakeRuntime, server: Server) -> None:
             client.delete("aiocheckpoint/head/b")
         with pytest.raises(FencedError):
             await b.flush()
+
+
+async def test_one_store_for_several_runtimes(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that the user made serves runtimes at once and in turn, and is closed anywhere."""
+    caplog.set_level(logging.INFO, "aiocheckpoint")
+    store = RedisStore(server.url)
+    for turn in range(2):
+        async with (
+            Runtime(store, spool=None) as one,
+            Runtime(store, spool=None) as two,
+            one.open("k") as a,
+            two.open("other") as b,
+        ):
+            await a.write(b"%d" % turn)
+            await b.write(b"%d" % turn)
+        gc.collect()  # what was not closed would be told now
+        assert (stored(server, "k"), stored(server, "other")) == (b"%d" % turn,) * 2
+        with server.client() as client:
+            await true(lambda client=client: len(client.client_list()) == 1)  # type: ignore[misc]
+    await close(store)
+    with pytest.raises(RuntimeError, match="closed"):
+        await store.load("k")
+    assert caplog.text.count("stored means") == 1
 
 
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])

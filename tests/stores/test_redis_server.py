@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from aiocheckpoint._errors import ConflictError, StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Put
-from aiocheckpoint.stores import _redis_link
+from aiocheckpoint.stores import _redis_line
 from aiocheckpoint.stores import redis as redis_module
 from aiocheckpoint.stores._redis_errors import answered
 from aiocheckpoint.stores.redis import RedisStore
@@ -363,7 +363,7 @@ async def test_slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(answer, StoreUnavailableError)
         assert "too slow" in str(answer)
     assert await listed(store) == []
-    monkeypatch.setattr(_redis_link, "_SOCKET_TIMEOUT", 0.3)
+    monkeypatch.setattr(_redis_line, "_SOCKET_TIMEOUT", 0.3)
     frozen = RedisStore(server.url)
     await frozen.load("k")
     monkeypatch.setattr(redis_module, "_SENDING", 0.1)
@@ -420,7 +420,7 @@ async def test_busy(server: Server, raw: redis.Redis) -> None:
 
 async def test_frozen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not answer is passing; what it was asked, it may do when it wakes."""
-    monkeypatch.setattr(_redis_link, "_SOCKET_TIMEOUT", 0.3)
+    monkeypatch.setattr(_redis_line, "_SOCKET_TIMEOUT", 0.3)
     store = RedisStore(server.url)
     version = await put(store, "k", None, b"one")
     server.freeze()
