@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import attrgetter
 
-import psycopg
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-
 from .._errors import ConflictError, StoreError, StoreUnavailableError
 from ..abc import Head, Put, Source, Version
+from ._postgres_arrays import bigints, byteas
 from ._postgres_blobs import DURABLY, Blobs
 from ._postgres_pool import Pool, blames_the_data
 from ._postgres_tables import Connection, Tables
@@ -25,8 +21,8 @@ _STATEMENT = 8 << 20
 """Bytes of records in one statement. Joining them stops every thread for a millisecond or two."""
 _BATCH_TIME = 20.0
 """Seconds after which no further statement of a batch is begun: the core gives up after 30."""
+_key = attrgetter("key")
 _MAX_RECORD = 256 << 20  # PostgreSQL's own limit is 1 GiB a message
-_BYTEA, _BIGINT = 17, 20  # pg_type's oids, which never change
 
 
 class PostgresStore:
@@ -149,11 +145,11 @@ class PostgresStore:
         old = [put for put in puts if put.expect is not None]
         arguments = [
             version,
-            _byteas([put.key.encode() for put in new]),
-            _byteas([put.record for put in new]),
-            _byteas([put.key.encode() for put in old]),
-            _bigints([put.expect for put in old]),
-            _byteas([put.record for put in old]),
+            byteas([put.key.encode() for put in new]),
+            byteas([put.record for put in new]),
+            byteas([put.key.encode() for put in old]),
+            bigints([put.expect for put in old]),
+            byteas([put.record for put in old]),
         ]
 
         async def swap(connection: Connection) -> tuple[int, int, list[bytes] | None]:
@@ -219,61 +215,6 @@ def _statements(puts: list[Put]) -> Iterator[tuple[int, int]]:
             first, size = at, len(put.record)
     if puts:
         yield first, len(puts)
-
-
-class _Array:
-    """An array in PostgreSQL's own format: dumping 10,000 items one by one takes far longer."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-
-class _Byteas(_Array):
-    pass
-
-
-class _Bigints(_Array):
-    pass
-
-
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: _Array) -> bytes:
-        return obj.data
-
-
-class _ByteasDumper(_ArrayDumper):
-    oid = 1001
-
-
-class _BigintsDumper(_ArrayDumper):
-    oid = 1016
-
-
-psycopg.adapters.register_dumper(_Byteas, _ByteasDumper)
-psycopg.adapters.register_dumper(_Bigints, _BigintsDumper)
-
-_key = attrgetter("key")
-_size = struct.Struct("!i").pack
-
-
-def _header(count: int, oid: int) -> bytes:
-    """Dimensions, whether there are nulls, type; then length and lower bound of each dimension."""
-    return struct.pack("!5i", 1, 0, oid, count, 1) if count else struct.pack("!3i", 0, 0, oid)
-
-
-def _byteas(values: Sequence[bytes]) -> _Byteas:
-    parts = [_header(len(values), _BYTEA)]
-    for value in values:
-        parts += (_size(len(value)), value)
-    return _Byteas(b"".join(parts))
-
-
-def _bigints(values: Sequence[Version | None]) -> _Bigints:
-    flat: list[Version | None] = [8] * (2 * len(values))
-    flat[1::2] = values
-    return _Bigints(_header(len(values), _BIGINT) + struct.pack("!" + "iq" * len(values), *flat))
 
 
 def _successor(prefix: bytes) -> bytes | None:

@@ -86,7 +86,7 @@ async def keys(directory: Path, rounds: int) -> list[Row]:
             return [
                 await _batch(admin, connection, rounds, into_empty=True),
                 await _batch(admin, connection, rounds, into_empty=False),
-                await _runtime(admin, connection, rounds),
+                await _runtime(admin, connection, rounds, directory / "spool"),
             ]
     except (pytest.skip.Exception, pytest.fail.Exception) as exc:
         progress(f"  {exc}")
@@ -129,11 +129,13 @@ def _puts(versions: Sequence[Version | None]) -> list[Put]:
     return [Put(key, version, os.urandom(100)) for key, version in zip(KEYS, versions, strict=True)]
 
 
-async def _runtime(admin: Admin, connection: psycopg.Connection[Any], rounds: int) -> Row:
+async def _runtime(
+    admin: Admin, connection: psycopg.Connection[Any], rounds: int, spool: Path
+) -> Row:
     """The same through handles: slots, frames of some 350 B, answers to each."""
     raw = _Raw(connection)
     ratios, rates = [], []
-    async with Runtime(admin.url) as rt, AsyncExitStack() as stack:
+    async with Runtime(admin.url, spool=spool) as rt, AsyncExitStack() as stack:
         progress("  opening 10,000 keys")
         began = clock()
         cps: list[aiocheckpoint.Checkpointer[bytes]] = []

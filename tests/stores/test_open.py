@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -112,11 +113,11 @@ def test_missing_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "redis": ("redis", "redis"),
         "postgres": ("postgresql", "psycopg"),
     }[module]
-    ours = f"aiocheckpoint.stores._{module}"
-    for name in list(sys.modules):
-        if name.partition(".")[0] == library or name.startswith(ours):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, f"aiocheckpoint.stores.{module}", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    ours = re.compile(rf"aiocheckpoint\.stores\._?{module}(_\w+)?")
+    for name in filter(ours.fullmatch, list(sys.modules)):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"pip install 'aiocheckpoint\[{module}\]'"):
         open_store(f"{scheme}://host/place")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from aiocheckpoint import FencedError, Runtime, _calls
 from aiocheckpoint._records import decode_record
 
-from .. import support
+from .. import children, support
 from ..postgresql import Admin, Server, own_server
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,12 @@ def admin(server: Server) -> Iterator[Admin]:
         server.start()
     with server.admin.database() as admin:
         yield admin
+
+
+@pytest.fixture(autouse=True)
+def _spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spools are not left where this user's are."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
 @pytest.fixture
@@ -119,3 +126,18 @@ async def test_leaving_while_the_server_is_down(server: Server, admin: Admin) ->
         found = await rt.latest("k")
         assert found is not None
         assert found.payload == b"two"
+
+
+def test_killed_process(admin: Admin) -> None:
+    """What a killed process had staged, and not stored, the next one on this machine takes up."""
+    child = """
+        async with Runtime(url, min_interval=3600) as rt:
+            async with rt.open("k") as cp:
+                await cp.write(state(1))
+                await cp.flush()
+                for n in range(2, 100):
+                    await cp.write(state(n))
+                die()
+    """
+    children.run(child, admin.url)
+    assert children.number_of(children.read_back(admin.url)) == 99
