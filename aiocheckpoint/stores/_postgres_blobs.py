@@ -26,8 +26,9 @@ class Blobs:
     blobs, as seen in one snapshot, belongs to nothing: pieces still under way are in no snapshot.
     """
 
-    def __init__(self, pool: Pool, tables: Tables) -> None:
-        self._pool = pool
+    def __init__(self, puts: Pool, others: Pool, tables: Tables) -> None:
+        self._puts = puts
+        self._others = others
         blobs, chunks = tables.blobs, tables.chunks
         self._copy = (
             f"COPY {chunks} (key, name, put, start, data) FROM STDIN (FORMAT BINARY)".encode()
@@ -69,7 +70,7 @@ class Blobs:
                 await connection.execute(self._name, [key.encode(), name, number, size])
                 await connection.execute(self._sweep, [key.encode(), [name]])
 
-        await self._pool.call("put_blob", key, put)
+        await self._puts.call("put_blob", key, put)
 
     async def open(
         self, key: str, name: str, start: int = 0, size: int | None = None
@@ -100,14 +101,14 @@ class Blobs:
                 raise FileNotFoundError(f"no blob {name} of {key!r}")
             return row
 
-        return await self._pool.call("open_blob", key, read)
+        return await self._others.call("open_blob", key, read)
 
     async def names(self, key: str) -> list[str]:
         async def names(connection: Connection) -> list[str]:
             cursor = await connection.execute(self._list, [key.encode()])
             return [name for (name,) in await cursor.fetchall()]
 
-        return await self._pool.call("list_blobs", key, names)
+        return await self._others.call("list_blobs", key, names)
 
     async def delete(self, key: str, names: Sequence[str]) -> None:
         for name in names:
@@ -118,7 +119,7 @@ class Blobs:
                 await connection.execute(self._delete, [key.encode(), list(names)])
                 await connection.execute(self._sweep, [key.encode(), list(names)])
 
-        await self._pool.call("delete_blobs", key, delete)
+        await self._others.call("delete_blobs", key, delete)
 
 
 async def _pieces(source: Source) -> AsyncIterator[memoryview | bytes]:

@@ -38,12 +38,13 @@ class PostgresStore:
         self.identity = settings.identity
         self.spool_dir = spool_place(settings.identity)
         tables = Tables(settings.table, settings.identity)
-        # A pool each, so that long blobs hold up no look-up, and neither holds up a commit.
+        # Apart, as a put of a blob lasts as long as its source: it holds up no look-up, which are
+        # all short, and neither holds up a commit.
         others = settings.pool_size - 1
         self._commits = Pool(settings, tables, 1)
         self._lookups = Pool(settings, tables, others // 2)
-        self._blob_pool = Pool(settings, tables, others - others // 2)
-        self._blobs = Blobs(self._blob_pool, tables)
+        self._blob_puts = Pool(settings, tables, others - others // 2)
+        self._blobs = Blobs(self._blob_puts, self._lookups, tables)
         heads = tables.heads
         self._load = f"SELECT record, version FROM {heads} WHERE key = $1".encode()
         self._swap = _SWAP.format(heads=heads, durably=DURABLY).encode()
@@ -133,7 +134,7 @@ class PostgresStore:
             raise ConflictError("another version is the head", op="delete", key=key)
 
     async def aclose(self) -> None:
-        for pool in (self._commits, self._lookups, self._blob_pool):
+        for pool in (self._commits, self._lookups, self._blob_puts):
             await pool.close()
 
     async def _commit(self, puts: list[Put], answers: dict[str, Version | StoreError]) -> None:

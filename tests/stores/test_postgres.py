@@ -436,7 +436,7 @@ async def test_missing_piece(admin: Admin, table: str, url: str, opened: Opened)
 
 
 async def test_large_blobs_in_little_memory(url: str, opened: Opened) -> None:
-    """A blob of 64 MiB passes through in a few MiB of memory, and no commit waits for it."""
+    """A blob of 64 MiB passes through in a few MiB of memory, and nothing else waits for it."""
     store = opened.store(url)
     version = await put(store, "k", None, b"one")
     chunk = b"0123456789abcdef" * (4 << 16)
@@ -450,7 +450,9 @@ async def test_large_blobs_in_little_memory(url: str, opened: Opened) -> None:
     tracemalloc.start()
     try:
         puts = [asyncio.ensure_future(store.put_blob("k", f"b{n}", source())) for n in range(4)]
-        await put(store, "k", version, b"two")
+        version = await put(store, "k", version, b"two")
+        assert await store.load("k") == (b"two", version)
+        await refused(read(store.open_blob("k", "b0")), FileNotFoundError)
         gate.set()
         await asyncio.gather(*puts)
         size = 0
