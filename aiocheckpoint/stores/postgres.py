@@ -159,8 +159,9 @@ class PostgresStore:
             assert row is not None
             return row
 
+        key = puts[0].key if len(puts) == 1 else None
         try:
-            _, count, done = await self._commits.call("commit", None, swap)
+            _, count, done = await self._commits.call("commit", key, swap)
         except StoreError as exc:
             if not blames_the_data(exc):
                 raise

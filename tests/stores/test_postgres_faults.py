@@ -110,6 +110,22 @@ async def test_connection_dropped_in_mid_commit(admin: Admin, store: PostgresSto
     await put(store, "k", version, b"three")
 
 
+async def test_connection_dropped_in_mid_blob(admin: Admin, store: PostgresStore) -> None:
+    """A put whose connection is cut is no blob, and the one before it stays."""
+    await store.put_blob("k", "b", b"before")
+
+    async def source() -> AsyncIterator[bytes]:
+        yield bytes(4 << 20)
+        admin.run(f"SELECT pg_terminate_backend(pid, 5000) {OURS}")
+        for _ in range(8):
+            yield bytes(4 << 20)
+
+    await unavailable(store.put_blob("k", "b", source()))
+    assert await read(store.open_blob("k", "b")) == b"before"
+    assert admin.run("SELECT count(*) FROM aiocheckpoint_chunks") == [(1,)]
+    await store.put_blob("k", "b", b"after")
+
+
 async def test_cancelled_commit(admin: Admin, store: PostgresStore) -> None:
     """A commit that is cancelled is stopped on the server; its connection is not used again."""
     version = await put(store, "k", None, b"one")
@@ -265,6 +281,7 @@ async def test_frozen_server(server: Server, admin: Admin, store: PostgresStore)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await put(store, "k", version, b"two")
+            assert not store._commits._room.locked()  # nothing is left waiting
     head = await store.load("k")
     assert head is not None
     if head.version != version:
