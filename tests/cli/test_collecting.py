@@ -23,6 +23,7 @@ from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, Wrapper
 
 from .. import children
+from ..support import true
 from .filled import LARGE, damage_blob, fill, generations, record_of
 
 OLD, NEW, BEFORE = 1_000.0, 3_000.0, 2_000.0
@@ -346,6 +347,54 @@ async def test_a_claim_that_stores_moved_files_keeps_them(tmp_path: Path) -> Non
     assert await claiming == b"moved"
     assert (tmp_path / "back" / "file").read_bytes() == b"again" * 1_000_000
     await inner.aclose()
+
+
+class GatedPacks(Wrapper):
+    """Each pack waits until it is let through, by its turn."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.reached = 0
+        self.go_on = [threading.Event() for _ in range(9)]
+
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
+        if name.startswith("pack-"):
+            self.reached += 1
+            await asyncio.to_thread(self.go_on[self.reached - 1].wait, 20)
+        await super().put_blob(key, name, source)
+
+
+async def test_a_save_under_way_keeps_what_it_builds_on(tmp_path: Path) -> None:
+    """Two saves began upon the same files; the first is stored and names them no more, the second
+    will name them again. A pack of the claim before looks like any that is left over."""
+    inner = MemoryStore()
+    same, other = tmp_path / "same", tmp_path / "other"
+    for tree in (same, other):
+        tree.mkdir()
+    (same / "file").write_bytes(b"same" * 2_000_000)
+    (other / "file").write_bytes(b"other" * 1_000_000)
+    async with aiocheckpoint.open(inner, "k") as cp:
+        await cp.save(same, state=b"first")
+    pack = next(name for name in await inner.list_blobs("k") if name.startswith("pack-"))
+    store = GatedPacks(inner)
+    async with aiocheckpoint.open(store, "k", min_interval=0) as cp:
+        one = asyncio.create_task(cp.save(other))
+        await true(lambda: store.reached == 1)
+        (same / "more").write_bytes(b"more")
+        two = asyncio.create_task(cp.save(same))
+        await true(lambda: store.reached == 2)
+        store.go_on[0].set()
+        await one
+        seen = await look_at(inner, "k")
+        assert seen is not None
+        assert pack in seen.before - seen.named
+        assert pack not in await collect(inner, "k", time.time() - 1)
+        store.go_on[1].set()
+        await two
+        head = await record_of(inner, "k")
+        assert head.files is not None
+        assert pack in head.files.packs
+        assert await sound(inner, "k")
 
 
 class Collecting(Wrapper):
