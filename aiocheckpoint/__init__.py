@@ -18,6 +18,7 @@ from ._errors import (
     StoreError,
     StoreUnavailableError,
 )
+from ._keyring import Keyring
 from ._map import Outcome
 from ._open import open
 from ._policy import RetryPolicy
@@ -42,6 +43,7 @@ __all__ = [
     "FencedError",
     "FlushTimeoutError",
     "KeyInUseError",
+    "Keyring",
     "MsgspecCodec",
     "NonRecoverableError",
     "Outcome",

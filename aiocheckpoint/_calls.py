@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import xxhash
 
-from ._errors import CorruptCheckpointError, StoreError, StoreUnavailableError
+from ._errors import CheckpointError, CorruptCheckpointError, StoreError, StoreUnavailableError
 from ._records import Blob
 from .abc import Store
 
@@ -35,11 +35,12 @@ async def bounded(call: Awaitable[T], op: str, key: str | None = None, size: int
         StoreUnavailableError: it failed in a way that may pass, or took too long.
         StoreError: it failed for good, or with an error that no store should raise.
         FileNotFoundError: there is no such blob (of `open_blob` only).
+        CorruptCheckpointError, CodecError: it is sealed and cannot be opened (of `open_blob` only).
     """
     try:
         async with asyncio.timeout(OP_TIMEOUT + size / _SLOWEST):
             return await call
-    except StoreError:
+    except CheckpointError:
         raise
     except TimeoutError as exc:
         raise StoreUnavailableError("no answer in time", op=op, key=key) from exc

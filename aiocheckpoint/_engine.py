@@ -14,6 +14,7 @@ from ._deleting import delete_with_spool
 from ._errors import CodecError, CorruptCheckpointError, KeyInUseError
 from ._held import Held
 from ._io_thread import IOThread
+from ._keyring import Keyring
 from ._records import Statistics, Status, decode_record
 from ._slot import ALERT
 from ._stopping import Stopping
@@ -37,11 +38,13 @@ class Engine:
         spool_base: Path | None,
         stopping: Stopping,
         *,
+        keyring: Keyring | None,
         owned: bool,
         flush_timeout: float,
     ) -> None:
         self.store = store
         self.spool_base = spool_base
+        self.keyring = keyring
         self.stopping = stopping
         self.flush_timeout = flush_timeout
         self.open: dict[str, object] = {}

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from ._checkpointer import Checkpointer
+from ._keyring import Keyring
 from ._options import SpoolOption
 from ._runtime import Runtime
 from .abc import Codec, Store
@@ -26,6 +27,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractAsyncContextManager[Checkpointer[bytes]]: ...
 @overload
 def open(
@@ -38,6 +40,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractAsyncContextManager[Checkpointer[T]]: ...
 @overload
 def open(
@@ -50,6 +53,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractAsyncContextManager[Checkpointer[T]]: ...
 def open(
     store: str | os.PathLike[str] | Store,
@@ -61,6 +65,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractAsyncContextManager[Checkpointer[Any]]:
     """Claim one key of a store: an async context manager that gives its checkpointer.
 
@@ -68,7 +73,12 @@ def open(
     `Runtime`, which needs one thread for all.
     """
     runtime = Runtime(
-        store, keep=keep, min_interval=min_interval, flush_timeout=flush_timeout, spool=spool
+        store,
+        keep=keep,
+        min_interval=min_interval,
+        flush_timeout=flush_timeout,
+        spool=spool,
+        encryption=encryption,
     )
     return _Single(runtime, runtime.open(key, type=type, codec=codec))  # type: ignore[arg-type]
 

@@ -19,13 +19,15 @@ from typing import Literal
 import msgspec
 import xxhash
 
-from ._errors import CodecError, CorruptCheckpointError
+from ._errors import CheckpointError, CodecError, CorruptCheckpointError
 
 FORMAT = 1
 INLINE_LIMIT = 1 << 20
 """States up to this many bytes lie in the record; larger ones in a blob that it names."""
 
-_MAGIC = b"\x89AIOCKP\n"
+MAGIC = b"\x89AIOCKP\n"
+SEALED_MAGIC = b"\x89AIOCKE\n"
+"""What is sealed begins with this, whatever it is."""
 _PREFIX = struct.Struct("<8sHIQ")
 _SUM = 16
 
@@ -84,6 +86,18 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fals
     files: Files | None = None
 
 
+class Unreadable(bytes):
+    """Stands for a record that its store could not open: a record of no bytes, and why."""
+
+    error: CheckpointError
+
+    @classmethod
+    def because(cls, error: CheckpointError) -> Unreadable:
+        record = cls()
+        record.error = error
+        return record
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
@@ -91,7 +105,7 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 def encode_record(record: Record, state: bytes) -> bytes:
     """Frame a header and the state that lies inline (empty when a blob holds it)."""
     header = _encode(record)
-    body = _PREFIX.pack(_MAGIC, FORMAT, len(header), len(state)) + header + state
+    body = _PREFIX.pack(MAGIC, FORMAT, len(header), len(state)) + header + state
     return body + xxhash.xxh3_128_digest(body)
 
 
@@ -100,13 +114,20 @@ def decode_record(key: str, data: bytes) -> tuple[Record, bytes]:
 
     Raises:
         CorruptCheckpointError: damaged, cut short, not a record, or the record of another key.
-        CodecError: whole, but of a later format.
+        CodecError: whole, but of a later format, or sealed under a key that is not at hand.
     """
+    if isinstance(data, Unreadable):
+        raise data.error.with_traceback(None)
+    if data[:8] == SEALED_MAGIC:
+        raise CodecError(
+            f"the stored record of {key!r} is encrypted: open the store with encryption= a Keyring"
+            " that has its key"
+        )
 
     def corrupt(what: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"the stored record of {key!r} {what}")
 
-    if data[:8] != _MAGIC[: len(data[:8])] or not data:
+    if data[:8] != MAGIC[: len(data[:8])] or not data:
         raise corrupt("is not an aiocheckpoint record (foreign, or its first bytes are damaged)")
     if len(data) < _PREFIX.size + _SUM:
         raise corrupt(f"is cut short: {len(data)} bytes")

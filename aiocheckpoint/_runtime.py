@@ -27,6 +27,7 @@ from ._codecs import Coder
 from ._engine import Engine
 from ._errors import ClosedError
 from ._held import into
+from ._keyring import Keyring, check_encryption
 from ._keys import check_key
 from ._map import MAX_CONCURRENCY, Map, Outcome
 from ._opening import Opening
@@ -34,6 +35,7 @@ from ._options import SpoolOption, check_keep, check_seconds, check_spool, check
 from ._policy import RetryPolicy
 from ._records import Checkpoint, Statistics, Status
 from ._runner import Run, plain_open
+from ._sealed import SealedStore
 from ._signals import SignalHandlers
 from ._stopping import Stopping
 from ._task import Task, as_task
@@ -59,6 +61,7 @@ class Runtime:
         flush_timeout: Seconds that leaving a handle, and `flush()`, wait for the store.
         spool: Where staged states outlive the process: "auto" (beside a local store's data), a
             directory, or None for nowhere.
+        encryption: The keys that states and files are encrypted with, in the store and the spool.
         stop_signals: Signals that call `stop()`; a second one cancels at once. Main thread only.
         grace: Seconds from `stop()` until everything has ended, flushes included.
     """
@@ -71,6 +74,7 @@ class Runtime:
         min_interval: float | None = None,
         flush_timeout: float = 30.0,
         spool: SpoolOption = "auto",
+        encryption: Keyring | None = None,
         stop_signals: Sequence[int] = (),
         grace: float = 25.0,
     ) -> None:
@@ -81,6 +85,7 @@ class Runtime:
             check_seconds("min_interval", min_interval)
         self._flush_timeout = check_seconds("flush_timeout", flush_timeout)
         self._spool = check_spool(spool)
+        self._encryption = check_encryption(encryption)
         self._stopping = Stopping(check_seconds("grace", grace))
         self._signals = SignalHandlers(stop_signals, self._on_signal)
         self._engine: Engine | None = None
@@ -104,10 +109,13 @@ class Runtime:
         location = self._location
         owned = isinstance(location, (str, os.PathLike))
         store = open_store(location) if isinstance(location, (str, os.PathLike)) else location
+        if self._encryption is not None:
+            store = SealedStore(store, self._encryption)
         return Engine(
             store,
             spool_base(self._spool, store),
             self._stopping,
+            keyring=self._encryption,
             owned=owned,
             flush_timeout=self._flush_timeout,
         )

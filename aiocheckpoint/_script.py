@@ -13,6 +13,7 @@ import anyio
 
 from ._checkpointer import Checkpointer
 from ._errors import StoppedError
+from ._keyring import Keyring
 from ._options import SpoolOption
 from ._policy import RetryPolicy
 from ._runtime import Runtime
@@ -36,6 +37,7 @@ def run(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
     backend: Literal["asyncio", "uvloop", "trio"] = "asyncio",
     grace: float = 25.0,
 ) -> R:
@@ -61,6 +63,7 @@ def run(
         min_interval=min_interval,
         flush_timeout=flush_timeout,
         spool=spool,
+        encryption=encryption,
         grace=grace,
     )
     caught: list[int] = []

@@ -19,6 +19,7 @@ import xxhash
 
 from ._errors import CorruptCheckpointError
 from ._hops import hop, settled
+from ._pieces import Pieces
 from ._trees import Chunk, Entry, Manifest, Walk, gently, make_removable
 
 Read = Callable[[str, int, int], AsyncIterator[bytes]]
@@ -245,7 +246,7 @@ async def _contents(key: str, manifest: Manifest, read: Read) -> AsyncGenerator[
     """The chunks' bytes in the order of the tree, each checked."""
     for run in _runs(manifest):
         wanted = sum(chunk.size for chunk in run.chunks)
-        async with aclosing(_Pieces(read(run.pack, run.start, wanted))) as pieces:
+        async with aclosing(Pieces(read(run.pack, run.start, wanted))) as pieces:
             for chunk in run.chunks:
                 data = await pieces.take(chunk.size)
                 if len(data) < chunk.size:
@@ -255,32 +256,6 @@ async def _contents(key: str, manifest: Manifest, read: Read) -> AsyncGenerator[
                 if xxhash.xxh3_128_digest(data) != chunk.digest:
                     raise CorruptCheckpointError(f"the files of {key!r} are damaged: {run.pack}")
                 yield data
-
-
-class _Pieces:
-    """A stream of bytes that comes in pieces of any size, taken in sizes that are wanted."""
-
-    def __init__(self, source: AsyncIterator[bytes]) -> None:
-        self._source = source
-        self._rest = memoryview(b"")
-
-    async def take(self, size: int) -> memoryview:
-        """So many bytes; fewer at the end of the stream."""
-        parts = []
-        while size:
-            if not self._rest:
-                self._rest = memoryview(await anext(self._source, b""))
-                if not self._rest:
-                    break
-            part, self._rest = self._rest[:size], self._rest[size:]
-            parts.append(part)
-            size -= len(part)
-        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-
-    async def aclose(self) -> None:
-        close = getattr(self._source, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def _write(fd: int, data: memoryview) -> None:

@@ -27,6 +27,7 @@ from ._checkpointer import Checkpointer as AsyncCheckpointer
 from ._codecs import Coder
 from ._errors import ClosedError
 from ._io_thread import IOThread
+from ._keyring import Keyring
 from ._keys import check_key
 from ._options import SpoolOption
 from ._records import Checkpoint, Statistics
@@ -192,6 +193,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractContextManager[Checkpointer[bytes]]: ...
 @overload
 def open(
@@ -204,6 +206,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractContextManager[Checkpointer[T]]: ...
 @overload
 def open(
@@ -216,6 +219,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractContextManager[Checkpointer[T]]: ...
 def open(
     store: str | os.PathLike[str] | Store,
@@ -227,6 +231,7 @@ def open(
     min_interval: float | None = None,
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
+    encryption: Keyring | None = None,
 ) -> AbstractContextManager[Checkpointer[Any]]:
     """Claim one key of a store: a context manager that gives its checkpointer.
 
@@ -239,7 +244,12 @@ def open(
         StoreError: the store cannot be read or written.
     """
     runtime = Runtime(
-        store, keep=keep, min_interval=min_interval, flush_timeout=flush_timeout, spool=spool
+        store,
+        keep=keep,
+        min_interval=min_interval,
+        flush_timeout=flush_timeout,
+        spool=spool,
+        encryption=encryption,
     )
     return _Opening(runtime, check_key(key), Coder(type, codec))
 

@@ -10,12 +10,21 @@ from typing import Any
 import pytest
 
 import aiocheckpoint
-from aiocheckpoint import Checkpointer, RetryPolicy, Runtime, Task, blocking
+from aiocheckpoint import Checkpointer, Keyring, RetryPolicy, Runtime, Task, blocking
 
 from .support import run_script
 
 FUNCTIONS = {"open", "run", "task", "current"}
-CLASSES = {"Checkpointer", "Runtime", "RetryPolicy", "Task", "Outcome", "Checkpoint", "Statistics"}
+CLASSES = {
+    "Keyring",
+    "Checkpointer",
+    "Runtime",
+    "RetryPolicy",
+    "Task",
+    "Outcome",
+    "Checkpoint",
+    "Statistics",
+}
 MODULES = {"blocking"}
 CONTRACTS = {"Store", "Codec", "MsgspecCodec", "PickleCodec"}
 TREE = {
@@ -53,7 +62,7 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 
 @pytest.mark.parametrize(
     "of",
-    [Checkpointer, blocking.Checkpointer, Runtime, RetryPolicy, Task],
+    [Checkpointer, blocking.Checkpointer, Runtime, RetryPolicy, Task, Keyring],
     ids=lambda c: f"{c.__module__}.{c.__name__}",
 )
 def test_every_public_method_has_a_docstring(of: type) -> None:
@@ -124,7 +133,7 @@ stores = {name for name in names if name.startswith("aiocheckpoint.stores.")}
 print(sorted(stores))
 roots = {name.partition(".")[0] for name in names}
 heavy = {"trio", "uvloop", "rich", "sqlite3", "aiobotocore", "obstore", "redis", "psycopg",
-         "pytest", "hypothesis", "uvicorn", "pickle5"}
+         "pytest", "hypothesis", "uvicorn", "pickle5", "cryptography", "zstandard"}
 print(sorted(roots & heavy), "aiocheckpoint.testing" in names)
 print(open is aiocheckpoint.open)
 """

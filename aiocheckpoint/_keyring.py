@@ -1,0 +1,155 @@
+"""The keyring: the secret keys that records, files and the spool are sealed under."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn, Self
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_SIZE = 32
+_ID = re.compile(r"(?!#)[!-<>-~]{1,64}")
+_LARGEST = 1 << 20  # bytes that a file of keys may have
+
+
+class Keyring:
+    """The keys of an encrypted store, each under an id: for `encryption=`.
+
+        Keyring({"2026-11": new, "2025-01": old})
+
+    What is stored is sealed under the first key, or the one that `primary` names; what was sealed
+    under any of them can be read. A key is 32 random bytes: `Keyring.generate_key()` makes one.
+    An id says nothing secret, and is stored in clear: 1 to 64 printable ASCII characters, no space
+    and no `=` among them, no `#` first. A keyring shows its keys to nobody, and is not pickled.
+
+    Raises:
+        ImportError: the extra `encryption` is not installed.
+    """
+
+    __slots__ = ("_keys", "_primary")
+
+    def __init__(self, keys: Mapping[str, bytes], primary: str | None = None) -> None:
+        _aesgcm()
+        for key_id, key in keys.items():
+            _check(key_id, key)
+        if not keys:
+            raise ValueError("a keyring needs a key: Keyring({'2026-11': Keyring.generate_key()})")
+        if primary is not None and primary not in keys:
+            raise ValueError(f"primary={primary!r} is none of the keys {', '.join(keys)}")
+        self._keys = dict(keys)
+        self._primary = next(iter(keys)) if primary is None else primary
+
+    @property
+    def primary(self) -> str:
+        """The id of the key that seals."""
+        return self._primary
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all keys, the primary first."""
+        return self._primary, *(key_id for key_id in self._keys if key_id != self._primary)
+
+    @staticmethod
+    def generate_key() -> bytes:
+        """A new key: 32 bytes from the operating system. Keep it: nothing opens without it."""
+        return os.urandom(KEY_SIZE)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], primary: str | None = None) -> Self:
+        """The keyring in a file: a line `id = key in base64` for each, the primary first.
+
+        Empty lines, and those that start with `#`, say nothing.
+
+        Raises:
+            PermissionError: others than its owner may read or write it.
+            ValueError: it is not such a file.
+            OSError: it cannot be read.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise ValueError(f"{os.fspath(path)} is not a regular file")
+            if info.st_mode & 0o077:
+                raise PermissionError(
+                    f"{os.fspath(path)} holds keys, and others than its owner may use it:"
+                    " chmod 600 it"
+                )
+            text = file.read(_LARGEST)
+        keys: dict[str, bytes] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            line = line.strip()
+            if not line or line.startswith(b"#"):
+                continue
+            key_id, equals, key = (part.strip() for part in line.partition(b"="))
+            try:
+                name = key_id.decode("ascii")
+                if not equals or name in keys:
+                    raise ValueError
+                keys[name] = base64.b64decode(key, validate=True)
+                _check(name, keys[name])
+            except (ValueError, binascii.Error):
+                # without the cause, and what the line says: it may be a key
+                raise ValueError(
+                    f"{os.fspath(path)}, line {number}: it is an id of its own, =, and {KEY_SIZE}"
+                    " bytes in base64"
+                ) from None
+        return cls(keys, primary)
+
+    def __repr__(self) -> str:
+        return f"Keyring(<keys of {', '.join(self.ids)}>)"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a keyring is not pickled: load it in the process that needs it")
+
+
+def _check(key_id: object, key: object) -> None:
+    # neither is shown: they may be the wrong way round
+    if not isinstance(key_id, str) or not _ID.fullmatch(key_id):
+        raise ValueError(
+            "a key's id is 1 to 64 printable ASCII characters, no space and no = among them, no #"
+            " first"
+        )
+    if not isinstance(key, bytes) or len(key) != KEY_SIZE:
+        raise ValueError(
+            f"the key {key_id!r} is not {KEY_SIZE} bytes: make one by Keyring.generate_key(); a"
+            " password is no key"
+        )
+
+
+def check_encryption(keyring: Keyring | None) -> Keyring | None:
+    known: object = keyring
+    if not (known is None or isinstance(known, Keyring)):
+        raise TypeError("encryption= is a Keyring, or None for none")  # not shown: it may be a key
+    return keyring
+
+
+def derive(keyring: Keyring, key_id: str, salt: bytes, info: bytes) -> AESGCM:
+    """A cipher with a key of its own, for what `salt` and `info` name together.
+
+    Raises:
+        KeyError: the keyring has no key of this id.
+    """
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    key = keyring._keys[key_id]
+    return _aesgcm()(HKDF(SHA256(), KEY_SIZE, salt, info).derive(key))
+
+
+def _aesgcm() -> type[AESGCM]:
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as exc:
+        raise ImportError(
+            f"encryption needs {exc.name or 'cryptography'}, which is not installed:"
+            " pip install 'aiocheckpoint[encryption]'",
+            name=exc.name,
+        ) from exc
+    return AESGCM

@@ -1,0 +1,167 @@
+"""Sealing: the form of what is stored encrypted.
+
+A sealed object is
+
+    magic (8) | format (u16) | key id (64) | salt (32) | XXH3-64 of all before (8)
+    segments: ciphertext of 1 MiB (the last: of what is left) | tag (16)
+
+The key of an object is derived by HKDF-SHA256 from the keyring's, a salt of its own, and a
+description of what and where it is; it encrypts nothing else. So nothing opens in another place,
+and the number of objects under one keyring key has no bound that matters. Segments are sealed by
+AES-256-GCM, each under its number and whether it is the last: none can be left out, repeated,
+moved or cut off. This is the AES-GCM-HKDF streaming AEAD of Tink, without its nonce prefix, which
+a salt of 32 bytes makes superfluous; segments so numbered are STREAM of Hoang, Reyhanitabar,
+Rogaway and Vizar (CRYPTO 2015).
+
+The checksum of the head tells a damaged key id from one that the keyring does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+import xxhash
+
+from ._errors import CodecError, CorruptCheckpointError
+from ._keyring import Keyring, derive
+from ._records import MAGIC, SEALED_MAGIC
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+FORMAT = 1
+SEGMENT = 1 << 20
+"""Plain bytes in a segment; only the last has fewer."""
+TAG = 16
+
+_HEAD = struct.Struct("<8sH64s32s")
+_SUM = struct.Struct("<Q")
+HEAD = _HEAD.size + _SUM.size
+_NONCE = struct.Struct(">3xQ?")
+_SALT = 32
+
+
+class Place(NamedTuple):
+    """What a sealed object is, and where it lies."""
+
+    kind: Literal["record", "blob"]
+    key: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        which = f" {self.name}" if self.name else ""
+        return f"the stored {self.kind}{which} of {self.key!r}"
+
+
+class Sealed:
+    """One object: its head, and its segments, sealed and opened one by one."""
+
+    def __init__(self, place: Place, key_id: str, head: bytes, aead: AESGCM) -> None:
+        self._place = place
+        self._key_id = key_id
+        self._aead = aead
+        self.head = head
+
+    def seal(self, number: int, data: bytes | memoryview, *, last: bool) -> bytes:
+        return self._aead.encrypt(_NONCE.pack(number, last), data, None)
+
+    def open(self, number: int, data: bytes | memoryview, *, last: bool) -> bytes:
+        """The plain bytes of a segment.
+
+        Raises:
+            CorruptCheckpointError: it is not what was sealed there.
+        """
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._aead.decrypt(_NONCE.pack(number, last), data, None)
+        except InvalidTag:
+            pass
+        raise CorruptCheckpointError(
+            f"{self._place} is damaged, cut short, or not what was sealed there; or it was sealed"
+            f" under another key of the same id, {self._key_id!r}, than the keyring's"
+        )
+
+
+def new(keyring: Keyring, place: Place) -> Sealed:
+    """An object to be sealed under the primary key, once."""
+    salt = os.urandom(_SALT)
+    head = _HEAD.pack(SEALED_MAGIC, FORMAT, keyring.primary.encode(), salt)
+    head += _SUM.pack(xxhash.xxh3_64_intdigest(head))
+    return _object(keyring, place, keyring.primary, head, salt)
+
+
+def begun(keyring: Keyring, place: Place, head: bytes | memoryview) -> Sealed:
+    """The object that begins so.
+
+    Raises:
+        CorruptCheckpointError: it is damaged, or not a sealed object.
+        CodecError: it is not encrypted, or in a later format, or under a key that is not at hand.
+    """
+    head = bytes(head)
+    if head[:8] == MAGIC:
+        raise CodecError(
+            f"{place} is not encrypted, and the store was opened with encryption=: it is refused,"
+            " as whoever can write to the store can have made it. To encrypt a store, copy it into"
+            " a new one; to read it as it is, open it without encryption="
+        )
+    if head[:8] != SEALED_MAGIC:
+        raise CorruptCheckpointError(
+            f"{place} is not an encrypted one (foreign, or its first bytes are damaged)"
+        )
+    if len(head) < HEAD:
+        raise CorruptCheckpointError(f"{place} is cut short: {len(head)} bytes")
+    if _SUM.unpack(head[-_SUM.size :])[0] != xxhash.xxh3_64_intdigest(head[: -_SUM.size]):
+        raise CorruptCheckpointError(f"{place} is damaged: its head's checksum does not match")
+    _, form, padded, salt = _HEAD.unpack(head[: -_SUM.size])
+    if form != FORMAT:
+        raise CodecError(
+            f"{place} is encrypted in format {form}, and this aiocheckpoint reads format {FORMAT}:"
+            " upgrade aiocheckpoint"
+        )
+    key_id = padded.rstrip(b"\0").decode("ascii", "backslashreplace")
+    try:
+        return _object(keyring, place, key_id, head, salt)
+    except KeyError:
+        raise CodecError(
+            f"{place} is encrypted under the key {key_id!r}, and the keyring has"
+            f" {', '.join(keyring.ids)}: add that key to it"
+        ) from None
+
+
+def _object(keyring: Keyring, place: Place, key_id: str, head: bytes, salt: bytes) -> Sealed:
+    info = msgspec.msgpack.encode(("aiocheckpoint", FORMAT, place.kind, place.key, place.name))
+    return Sealed(place, key_id, head, derive(keyring, key_id, salt, info))
+
+
+def seal(keyring: Keyring, place: Place, data: bytes) -> bytes:
+    """A whole object."""
+    sealed = new(keyring, place)
+    if len(data) <= SEGMENT:
+        return sealed.head + sealed.seal(0, data, last=True)
+    view = memoryview(data)
+    parts = [sealed.head]
+    for number, start in enumerate(range(0, len(data), SEGMENT)):
+        part = view[start : start + SEGMENT]
+        parts.append(sealed.seal(number, part, last=start + SEGMENT >= len(data)))
+    return b"".join(parts)
+
+
+def unseal(keyring: Keyring, place: Place, data: bytes) -> bytes:
+    """What was sealed as a whole object.
+
+    Raises:
+        CorruptCheckpointError, CodecError: see `begun` and `Sealed.open`.
+    """
+    sealed = begun(keyring, place, data[:HEAD])
+    view = memoryview(data)[HEAD:]
+    if len(view) <= SEGMENT + TAG:
+        return sealed.open(0, view, last=True)
+    parts = []
+    for number, start in enumerate(range(0, len(view), SEGMENT + TAG)):
+        part = view[start : start + SEGMENT + TAG]
+        parts.append(sealed.open(number, part, last=start + SEGMENT + TAG >= len(view)))
+    return b"".join(parts)
