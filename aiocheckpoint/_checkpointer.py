@@ -246,7 +246,7 @@ class Checkpointer(Generic[T]):
                 something else than files, directories and such links. `filename` says which.
                 Or the directory holds the store or its spool; or, to be moved, is on another file
                 system than the spool.
-            ValueError: `move=True`, and there is no spool.
+            ValueError: `move=True`, and there is no spool, or the store is encrypted.
             CodecError: the state is None or cannot be encoded.
             FencedError: a newer attempt has claimed the key. If that is known at the call, nothing
                 is taken.

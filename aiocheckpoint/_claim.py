@@ -18,10 +18,12 @@ from ._calls import OP_TIMEOUT, bounded
 from ._errors import ClosedError, CodecError, ConflictError, StoreError, StoreUnavailableError
 from ._heads import Found, kept_generations, read_head
 from ._held import Held, departing, ended
+from ._keyring import Keyring
 from ._keys import store_name
 from ._promotion import Newest
 from ._records import Files, Record
 from ._region import Moved, Staged
+from ._sealing import Staging
 from ._slot import Meta, Slot
 from ._spool import Spool
 from ._writer import Writer
@@ -59,6 +61,7 @@ async def claim(
     decide: Decide,
     *,
     spool_base: Path | None,
+    keyring: Keyring | None,
     keep: int,
     min_interval: float,
     plain: bool,
@@ -66,7 +69,8 @@ async def claim(
     """Make the key ours, with the newest state that this machine knows.
 
     Raises:
-        CorruptCheckpointError, CodecError: see `read_head`.
+        CorruptCheckpointError, CodecError: see `read_head`. CodecError also if the spool has
+            something newer that cannot be opened.
         StoreError: the store cannot be read or written; `StoreUnavailableError` only after
             `OP_TIMEOUT` seconds of trying.
         Whatever `decide` raises.
@@ -95,7 +99,7 @@ async def claim(
                 record = msgspec.structs.replace(ours.record, commit=ours.record.commit + 1)
                 state, promoted, astray = ours.state, ours.promoted, ours.astray
             else:
-                newest = Newest(store, key, found, blobs, left, before, uploaded)
+                newest = Newest(store, key, found, blobs, left, before, uploaded, keyring)
                 state, origin, promoted = await newest.state(fresh=plan.fresh)
                 astray = newest.astray()
                 record = _next(key, found, state, origin, plan, carried=not promoted)
@@ -136,7 +140,7 @@ async def claim(
         await asyncio.to_thread(_spool.discard, left)
     if writer.finishing:
         raise ClosedError("the runtime was closed while the key was being claimed")
-    spool = None if directory is None else _make_spool(directory, record.claim)
+    spool = None if directory is None else _make_spool(directory, key, record.claim, keyring)
     slot = Slot(key, state, plan.meta, spool, plain=plain)
     held = Held(slot, record, version, writer.settled, keep=keep, min_interval=min_interval)
     try:
@@ -207,10 +211,10 @@ async def _put_generation(writer: Writer, record: Record, frame: bytes) -> None:
         _log.info("no generation of the claim of %r: %s", record.key, exc)
 
 
-def _make_spool(directory: Path, me: bytes) -> Spool | None:
+def _make_spool(directory: Path, key: str, me: bytes, keyring: Keyring | None) -> Spool | None:
     try:
         _spool.key_directory(directory.parent, directory.name)
     except OSError as exc:
         _spool.warn_once(directory.parent, "", exc)
         return None
-    return Spool(directory, me)
+    return Spool(directory, me, None if keyring is None else Staging(keyring, key, me))

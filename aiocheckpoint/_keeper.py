@@ -68,6 +68,11 @@ class Keeper:
                 f"save({str(path)!r}, move=True) needs a spool to move it into, and {slot.key!r}"
                 " has none: open it with spool= a directory, or save with move=False"
             )
+        if spool.staging is not None:
+            raise ValueError(
+                f"save({str(path)!r}, move=True) would leave the files in clear in the spool, and"
+                f" {slot.key!r} is encrypted: save with move=False, and remove them when it returns"
+            )
         number, since = next(held.trees), slot.newest_seq
         await _io_thread.result(self._io.call(self._writer.saves.check(held, path)))
         self.refuse_fenced()  # before it is taken: afterwards nobody would have it

@@ -85,6 +85,7 @@ class Opening(Generic[T]):
                 self._key,
                 self._decide,
                 spool_base=engine.spool_base,
+                keyring=engine.keyring,
                 keep=self._keep,
                 min_interval=engine.store.min_interval if interval is None else interval,
                 plain=self._coder.raw,

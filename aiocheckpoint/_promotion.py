@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 from . import _spool
-from ._errors import ConflictError, StoreError
+from ._errors import CodecError, ConflictError, StoreError
 from ._files import find_tree, store_tree
 from ._heads import Found
 from ._held import Held
+from ._keyring import Keyring
 from ._records import Files
-from ._region import Moved, Staged, Tree
+from ._region import Moved, Recovered, Staged, Tree
+from ._sealing import unstage
 from .abc import Store
 
 _log = logging.getLogger("aiocheckpoint")
@@ -30,6 +32,7 @@ class Newest:
         left: list[Path],
         before: Held | None,
         uploaded: dict[str, Files],
+        keyring: Keyring | None,
     ) -> None:
         """`left` is what lies in the spool; `before` is a handle that could not store its last;
         `uploaded` are moved trees that an earlier try has put to the store."""
@@ -40,6 +43,7 @@ class Newest:
         self._left = left
         self._before = before
         self._uploaded = uploaded
+        self._keyring = keyring
         self._fresh = False
         self._carried: str = ""  # the id of the tree that is carried on
 
@@ -50,6 +54,10 @@ class Newest:
         What the head's own claim staged counts; if that is nothing, what the claim staged whose
         state the head still carries on: claims after it have stored nothing newer. Every other
         region was superseded, or belongs to a run that was deleted.
+
+        Raises:
+            CodecError: the spool has a newer one that is sealed under a key that is not at hand.
+            StoreError: its files cannot be read or stored.
         """
         found = self._found
         self._fresh = fresh
@@ -96,13 +104,36 @@ class Newest:
     def _staged_by(self, claim: bytes) -> list[tuple[Staged, str | Tree | None]]:
         """What a claim has staged and, or under which id, the files that belong to it; the newest
         first."""
-        found: list[tuple[Staged, str | Tree | None]] = [
-            (recovered.staged, recovered.tree_id) for recovered in _spool.staged(self._left, claim)
-        ]
+        assert self._found is not None
+        found: list[tuple[Staged, str | Tree | None]] = []
+        for recovered in _spool.staged(self._left, claim):
+            newer = recovered.staged.seq > self._found.record.seq
+            if newer and (data := self._opened(recovered, claim)) is not None:
+                found.append((recovered.staged._replace(data=data), recovered.tree_id))
         before = self._before
         if before is not None and before.record.claim == claim and (own := before.slot.newest()):
             found.append((own, before.files_of(own.tree) or own.tree))
         return sorted(found, key=lambda each: each[0].seq, reverse=True)
+
+    def _opened(self, recovered: Recovered, claim: bytes) -> bytes | None:
+        """The state in clear; None if it is not to be trusted."""
+        staged, keyring, sealed = recovered.staged, self._keyring, recovered.sealed
+        if sealed is None and keyring is None:
+            return staged.data
+        if sealed is not None and (keyring is None or sealed.key_id not in keyring.ids):
+            raise CodecError(
+                f"the spool has a newer state of {self._key!r} than the store, seq {staged.seq},"
+                f" encrypted under the key {sealed.key_id!r}: open with encryption= a Keyring that"
+                f" has that key, or remove {recovered.path} to go back to what was stored"
+            )
+        try:
+            if keyring is None or sealed is None:
+                raise ValueError("it is not encrypted, and the store is")
+            about = staged.codec, recovered.tree_id, staged.seq
+            return unstage(keyring, self._key, claim, sealed, *about, staged.data)
+        except ValueError as exc:
+            _log.warning("seq %d of %r in the spool is not used: %s", staged.seq, self._key, exc)
+            return None
 
     async def _stored(self, tree: str | Tree | None) -> Files | None:
         """The files in the store, to which what was moved into the spool is put first.

@@ -5,6 +5,7 @@ A region is mapped and pre-allocated, and belongs to one claim:
     header (256): magic, size, MessagePack of RegionHeader, XXH3-64 of all before
     half 0, half 1: payload (capacity) | size (u64) | seq (u64) | XXH3-64 of payload, seed seq
 
+Of an encrypted store the payloads are sealed, and sizes and checksums are those of what is sealed.
 States go to the halves in turn, so that one of them is whole at every instant. The trailer is
 written after the payload; its checksum makes a half that was cut off, or that a live writer laps
 while it is read, recognisable. Nothing is ever synced: the page cache outlives the process but
@@ -32,6 +33,7 @@ import msgspec
 import xxhash
 
 from ._records import Files
+from ._sealing import Staging, StagingKey
 
 SPOOL_LIMIT = 4 << 20
 """States over this many bytes are covered by the store alone."""
@@ -76,6 +78,7 @@ class RegionHeader(msgspec.Struct, frozen=True, array_like=True):
     codec: str
     capacity: int
     tree: str = ""
+    sealed: StagingKey | None = None
 
 
 class Region(NamedTuple):
@@ -105,19 +108,29 @@ def boot_id() -> str:
 
 
 def make_region(
-    path: Path, claim: bytes, codec: str, tree: str, size: int, overflow: Stage
+    path: Path,
+    claim: bytes,
+    codec: str,
+    tree: str,
+    size: int,
+    overflow: Stage,
+    staging: Staging | None = None,
 ) -> Region:
-    """Make and map a region for states of up to `size` bytes.
+    """Make and map a region for states of up to `size` bytes, sealed by `staging` if that is given.
 
     Its `stage` hands what does not fit to `overflow`.
 
     Raises:
         OSError: it cannot be made, or there is no room.
     """
-    capacity = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
-    header = _encode_header(RegionHeader(claim, boot_id(), codec, capacity, tree))
+    more, sealed = (0, None) if staging is None else (staging.ROOM, staging.under)
+    capacity = max(_SMALLEST, (1 << max(size - 1, 0).bit_length()) + more)
+    header = _encode_header(RegionHeader(claim, boot_id(), codec, capacity, tree, sealed))
     view = _map(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
-    return Region(path, codec, tree, capacity, _stager(view, capacity, overflow))
+    stage = _stager(view, capacity, overflow)
+    if staging is not None:
+        stage = _sealed_stager(stage, staging.sealer(codec, tree), capacity - more, overflow)
+    return Region(path, codec, tree, capacity - more, stage)
 
 
 def _encode_header(header: RegionHeader) -> bytes:
@@ -133,7 +146,7 @@ def _decode_header(block: bytes) -> RegionHeader:
         raise ValueError("the header's checksum does not match")
     (size,) = struct.unpack_from("<I", block, 8)
     header = msgspec.msgpack.decode(block[12 : 12 + size], type=RegionHeader)
-    if not 0 <= header.capacity <= SPOOL_LIMIT:
+    if not 0 <= header.capacity <= SPOOL_LIMIT + Staging.ROOM:
         raise ValueError("a capacity that no region has")
     return header
 
@@ -143,6 +156,9 @@ class Recovered(NamedTuple):
 
     staged: Staged
     tree_id: str
+    path: Path
+    sealed: StagingKey | None
+    """What the state's data are sealed under; None if they are plain."""
 
 
 def read_region(path: Path, claim: bytes) -> Recovered | None:
@@ -168,13 +184,13 @@ def read_region(path: Path, claim: bytes) -> Recovered | None:
             if required is None:
                 required = max(_TRAILER.unpack(trailer)[1] for trailer in trailers)
             if best is not None and best.seq >= required:
-                return Recovered(best, header.tree)
+                return Recovered(best, header.tree, path, header.sealed)
             if trailers == last or time.monotonic() > until:
                 break  # nobody writes: this is how a kill, or damage, left it
             last = trailers
         if best is None and any(map(any, trailers)):
             raise ValueError("no half of it is whole")
-        return None if best is None else Recovered(best, header.tree)
+        return None if best is None else Recovered(best, header.tree, path, header.sealed)
     finally:
         os.close(fd)
 
@@ -269,3 +285,15 @@ def _stager(view: memoryview, capacity: int, overflow: Stage) -> Stage:
             trail(view, start + capacity, size, seq, _hash(data, seq))
 
     return small if capacity <= _ONE_PACK else large
+
+
+def _sealed_stager(
+    stage: Stage, seal: Callable[[int, bytes], bytes], capacity: int, overflow: Stage
+) -> Stage:
+    def sealed(seq: int, data: bytes) -> None:
+        if len(data) > capacity:
+            overflow(seq, data)
+        else:
+            stage(seq, seal(seq, data))
+
+    return sealed

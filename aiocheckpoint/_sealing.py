@@ -13,13 +13,20 @@ moved or cut off. This is the AES-GCM-HKDF streaming AEAD of Tink, without its n
 a salt of 32 bytes makes superfluous; segments so numbered are STREAM of Hoang, Reyhanitabar,
 Rogaway and Vizar (CRYPTO 2015).
 
+What a claim stages in the spool has a key of its own, too, and each state a number that no other
+has under it:
+
+    nonce (12) | ciphertext | tag (16)
+
 The checksum of the head tells a damaged key id from one that the keyring does not have.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -42,6 +49,9 @@ _SUM = struct.Struct("<Q")
 HEAD = _HEAD.size + _SUM.size
 _NONCE = struct.Struct(">3xQ?")
 _SALT = 32
+_STAGED_NONCE = struct.Struct(">4xQ")
+_STAGING_SALT = 16  # beside the claim's id, which is as random
+_SEQ = struct.Struct("<Q")
 
 
 class Place(NamedTuple):
@@ -133,8 +143,11 @@ def begun(keyring: Keyring, place: Place, head: bytes | memoryview) -> Sealed:
 
 
 def _object(keyring: Keyring, place: Place, key_id: str, head: bytes, salt: bytes) -> Sealed:
-    info = msgspec.msgpack.encode(("aiocheckpoint", FORMAT, place.kind, place.key, place.name))
-    return Sealed(place, key_id, head, derive(keyring, key_id, salt, info))
+    return Sealed(place, key_id, head, derive(keyring, key_id, salt, _info(*place)))
+
+
+def _info(*what: str | bytes) -> bytes:
+    return msgspec.msgpack.encode(("aiocheckpoint", FORMAT, *what))
 
 
 def seal(keyring: Keyring, place: Place, data: bytes) -> bytes:
@@ -165,3 +178,68 @@ def unseal(keyring: Keyring, place: Place, data: bytes) -> bytes:
         part = view[start : start + SEGMENT + TAG]
         parts.append(sealed.open(number, part, last=start + SEGMENT + TAG >= len(view)))
     return b"".join(parts)
+
+
+class StagingKey(NamedTuple):
+    """Which key a claim has sealed its staged states under."""
+
+    key_id: str
+    salt: bytes
+
+
+class Staging:
+    """Seals what one claim stages, in this process alone: states of all its regions and threads."""
+
+    ROOM = 28
+    """Bytes that a sealed state has more than the plain one."""
+
+    def __init__(self, keyring: Keyring, key: str, claim: bytes) -> None:
+        self.under = StagingKey(keyring.primary, os.urandom(_STAGING_SALT))
+        self._aead = _staging(keyring, key, claim, self.under)
+        self._numbers = itertools.count()  # one for all: no number may come twice
+
+    def sealer(self, codec: str, tree: str) -> Callable[[int, bytes], bytes]:
+        """A function that seals states of this codec that go with this tree."""
+        encrypt, numbers = self._aead.encrypt, self._numbers
+        nonce_of, seq_of, about = _STAGED_NONCE.pack, _SEQ.pack, _about(codec, tree)
+
+        def seal(seq: int, data: bytes) -> bytes:
+            nonce = nonce_of(next(numbers))
+            return nonce + encrypt(nonce, data, seq_of(seq) + about)
+
+        return seal
+
+
+def unstage(
+    keyring: Keyring,
+    key: str,
+    claim: bytes,
+    under: StagingKey,
+    codec: str,
+    tree: str,
+    seq: int,
+    data: bytes,
+) -> bytes:
+    """A staged state.
+
+    Raises:
+        KeyError: the keyring has no such key.
+        ValueError: it is not what was sealed there.
+    """
+    from cryptography.exceptions import InvalidTag
+
+    aead = _staging(keyring, key, claim, under)
+    nonce, sealed = data[: _STAGED_NONCE.size], data[_STAGED_NONCE.size :]
+    try:
+        return aead.decrypt(nonce, sealed, _SEQ.pack(seq) + _about(codec, tree))
+    except InvalidTag:
+        pass
+    raise ValueError("it was not sealed here, or under another key of the same id")
+
+
+def _about(codec: str, tree: str) -> bytes:
+    return msgspec.msgpack.encode((codec, tree))
+
+
+def _staging(keyring: Keyring, key: str, claim: bytes, under: StagingKey) -> AESGCM:
+    return derive(keyring, under.key_id, under.salt, _info("spool", key, claim))

@@ -28,6 +28,7 @@ from ._region import (
     make_region,
     read_region,
 )
+from ._sealing import Staging
 from ._trees import make_removable
 
 TREE = ".tree"
@@ -41,9 +42,11 @@ _log = logging.getLogger("aiocheckpoint")
 class Spool:
     """The regions of one claim, in the directory of its key."""
 
-    def __init__(self, directory: Path, claim: bytes) -> None:
+    def __init__(self, directory: Path, claim: bytes, staging: Staging | None = None) -> None:
+        """`staging` seals what is staged."""
         self.directory = directory
         self.claim = claim
+        self.staging = staging
         self._numbers = itertools.count()
         self._paths: list[Path] = []
         self.moved: list[Moved] = []
@@ -66,7 +69,8 @@ class Spool:
         return region
 
     def _make(self, path: Path, like: Staged, overflow: Stage) -> Region:
-        return make_region(path, self.claim, like.codec, like.tree_id, len(like.data), overflow)
+        size = len(like.data)
+        return make_region(path, self.claim, like.codec, like.tree_id, size, overflow, self.staging)
 
     def drop(self, path: Path) -> None:
         """Forget a region that another has replaced, or a tree."""

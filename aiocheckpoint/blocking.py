@@ -136,7 +136,7 @@ class Checkpointer(Generic[T]):
 
         Raises:
             OSError: the files cannot be read or moved, or were changed meanwhile.
-            ValueError: `move=True`, and there is no spool.
+            ValueError: `move=True`, and there is no spool, or the store is encrypted.
             CodecError, FencedError, StoreError, FlushTimeoutError, StoppedError, ClosedError:
                 as there.
             RuntimeError: an async handle is wrapped: its loop is to save.
