@@ -99,7 +99,8 @@ async def claim(
                 record = msgspec.structs.replace(ours.record, commit=ours.record.commit + 1)
                 state, promoted, astray = ours.state, ours.promoted, ours.astray
             else:
-                newest = Newest(store, key, found, blobs, left, before, uploaded, keyring)
+                near = found, blobs, left, before, uploaded
+                newest = Newest(store, key, *near, keyring, writer.commits.compression)
                 state, origin, promoted = await newest.state(fresh=plan.fresh)
                 astray = newest.astray()
                 record = _next(key, found, state, origin, plan, carried=not promoted)
@@ -176,6 +177,7 @@ def _next(
     """The claim's header. The id is drawn anew at each try, and with it the names of blobs: those
     of a try that lost are for the winner to collect."""
     old = None if found is None else found.record
+    put = old if carried and state is not None and old is not None and old.blob else None
     meta = plan.meta
     return Record(
         key=key,
@@ -192,8 +194,10 @@ def _next(
         origin=origin,
         codec="" if state is None else state.codec,
         created=time.time(),
-        blob=old.blob if carried and old is not None and state is not None else None,
+        blob=None if put is None else put.blob,
         files=_files(state),
+        compression="" if put is None else put.compression,
+        size=0 if put is None else put.size,
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 import xxhash
 
 from ._calls import bounded
+from ._compression import QUICK, WORTH, Compression, compress
 from ._errors import StoreError
 from ._heads import generation_name, state_name
 from ._records import INLINE_LIMIT, Blob, Record, encode_record
@@ -53,8 +54,14 @@ class Commits:
     then, or None.
     """
 
-    def __init__(self, store: Store, next_due: Callable[[], Commit | None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        next_due: Callable[[], Commit | None],
+        compression: Compression = None,
+    ) -> None:
         self.store = store
+        self.compression = compression
         self._next_due = next_due
         self._loop = asyncio.get_running_loop()
         self._ready: deque[Commit] = deque()
@@ -123,16 +130,20 @@ class Commits:
     async def put_blobs(self, record: Record, data: bytes) -> tuple[Record, bytes]:
         """Store what must be durable before the head; the header that names it, and its frame."""
         key = record.key
+        if record.blob is not None:  # the state has been put before
+            return record, encode_record(record, b"")
+        if self.compression is not None and (small := await _compressed(data)) is not None:
+            record = msgspec.structs.replace(record, compression=self.compression, size=len(data))
+            data = small
         if len(data) > INLINE_LIMIT:
-            if record.blob is None:
-                name = state_name(record)
-                put = self.store.put_blob(key, name, data)
-                digesting = asyncio.ensure_future(
-                    asyncio.to_thread(xxhash.xxh3_128_digest, data)
-                )  # beside the disk, which takes longer
-                await bounded(put, "put_blob", key, size=len(data))
-                blob = Blob(name, len(data), await digesting)
-                record = msgspec.structs.replace(record, blob=blob)
+            name = state_name(record)
+            put = self.store.put_blob(key, name, data)
+            digesting = asyncio.ensure_future(
+                asyncio.to_thread(xxhash.xxh3_128_digest, data)
+            )  # beside the disk, which takes longer
+            await bounded(put, "put_blob", key, size=len(data))
+            blob = Blob(name, len(data), await digesting)
+            record = msgspec.structs.replace(record, blob=blob)
             data = b""
         return record, encode_record(record, data)
 
@@ -166,3 +177,9 @@ class Commits:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+async def _compressed(data: bytes) -> bytes | None:
+    if len(data) < WORTH:
+        return None
+    return compress(data) if len(data) <= QUICK else await asyncio.to_thread(compress, data)

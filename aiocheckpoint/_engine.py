@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import _spool
 from ._calls import bounded
+from ._compression import Compression
 from ._deleting import delete_with_spool
 from ._errors import CodecError, CorruptCheckpointError, KeyInUseError
 from ._held import Held
@@ -39,6 +40,7 @@ class Engine:
         stopping: Stopping,
         *,
         keyring: Keyring | None,
+        compression: Compression,
         owned: bool,
         flush_timeout: float,
     ) -> None:
@@ -49,6 +51,7 @@ class Engine:
         self.flush_timeout = flush_timeout
         self.open: dict[str, object] = {}
         """By key, who has it open. Changed on the user's side, in steps that are atomic."""
+        self._compression = compression
         self._owned = owned
         self.writer: Writer
         self.io = IOThread(self._finish, flush_timeout + _CLOSING)
@@ -90,7 +93,7 @@ class Engine:
         return self.io.call(self._make_writer())
 
     async def _make_writer(self) -> None:
-        self.writer = Writer(self.store)
+        self.writer = Writer(self.store, self._compression)
 
     async def _finish(self) -> None:
         await self.writer.finish(self.stopping.flush_time(self.flush_timeout))

@@ -11,6 +11,7 @@ from pathlib import Path
 import xxhash
 
 from ._calls import bounded, read_blob, read_checked
+from ._compression import Compression
 from ._errors import CorruptCheckpointError, StoreError
 from ._hops import hop
 from ._packing import Packing
@@ -31,6 +32,7 @@ async def store_tree(
     root: Path,
     base: Files | None,
     about_to_put: Callable[[str], object] = str,
+    compression: Compression = None,
 ) -> Files:
     """Store what lies at `root`: the pack of what is not in `base`, then the manifest.
 
@@ -48,7 +50,7 @@ async def store_tree(
         except CorruptCheckpointError as exc:
             _log.warning("%s; all files are stored anew", exc)
     found = await hop(scan, root)
-    packing = await hop(Packing, root, found, before, PACK + name)
+    packing = await hop(Packing, root, found, before, PACK + name, compression)
     size = sum(entry.size for entry in found if entry.kind == "file")
     try:
         async with aclosing(packing.chunks()) as chunks:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import NamedTuple
 
 from ._calls import bounded, read_blob, read_checked
-from ._errors import CorruptCheckpointError, StoreUnavailableError
+from ._compression import QUICK, decompress
+from ._errors import CodecError, CorruptCheckpointError, StoreUnavailableError
 from ._files import MANIFEST, check_tree
 from ._records import Record, decode_record
 from ._region import Staged
@@ -99,9 +101,29 @@ async def _complete(store: Store, key: str, head: Head, *, files: bool) -> Found
     record, data = decode_record(key, head.record)
     if record.blob is not None:
         data = await read_checked(store, key, record.blob, "the state")
+    if record.compression:
+        data = await _decompressed(record, data)
     if files and record.files is not None:
         await check_tree(store, key, record.files)
     return Found(record, data, head.version)
+
+
+async def _decompressed(record: Record, data: bytes) -> bytes:
+    if record.compression != "zstd":
+        raise CodecError(
+            f"the state of {record.key!r} is compressed by {record.compression!r}: upgrade"
+            " aiocheckpoint"
+        )
+    try:
+        if record.size <= QUICK:
+            return decompress(data, record.size)
+        return await asyncio.to_thread(decompress, data, record.size)
+    except ValueError as exc:
+        raise CorruptCheckpointError(
+            f"the state of {record.key!r} is damaged: it cannot be decompressed ({exc})"
+        ) from exc
+    except CodecError as exc:
+        raise CodecError(f"the state of {record.key!r}: {exc}") from exc.__cause__
 
 
 async def _fall_back(store: Store, key: str, head: Head, damage: CorruptCheckpointError) -> Found:

@@ -125,6 +125,7 @@ class Held:
         """The header of the next commit. (claim, commit) is never used twice."""
         last = self.record
         own = staged is not None and staged.seq > self.slot.first
+        put = staged is not None and staged.seq == last.seq and last.blob is not None
         return Record(
             key=last.key,
             run=last.run,
@@ -140,8 +141,10 @@ class Held:
             origin=last.claim if own else last.origin,
             codec="" if staged is None else staged.codec,
             created=time.time(),
-            blob=last.blob if staged is not None and staged.seq == last.seq else None,
+            blob=last.blob if put else None,
             files=None if staged is None else self.files_of(staged.tree),
+            compression=last.compression if put else "",
+            size=last.size if put else 0,
         )
 
     def files_of(self, tree: Tree | None) -> Files | None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
 from ._checkpointer import Checkpointer
+from ._compression import Compression
 from ._keyring import Keyring
 from ._options import SpoolOption
 from ._runtime import Runtime
@@ -28,6 +29,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractAsyncContextManager[Checkpointer[bytes]]: ...
 @overload
 def open(
@@ -41,6 +43,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractAsyncContextManager[Checkpointer[T]]: ...
 @overload
 def open(
@@ -54,6 +57,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractAsyncContextManager[Checkpointer[T]]: ...
 def open(
     store: str | os.PathLike[str] | Store,
@@ -66,6 +70,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractAsyncContextManager[Checkpointer[Any]]:
     """Claim one key of a store: an async context manager that gives its checkpointer.
 
@@ -79,6 +84,7 @@ def open(
         flush_timeout=flush_timeout,
         spool=spool,
         encryption=encryption,
+        compression=compression,
     )
     return _Single(runtime, runtime.open(key, type=type, codec=codec))  # type: ignore[arg-type]
 

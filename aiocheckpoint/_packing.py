@@ -13,6 +13,7 @@ import aiofiles
 import xxhash
 from msgspec.structs import replace
 
+from ._compression import Compression, compress
 from ._hops import hop, settled
 from ._trees import CHUNK, Chunk, Entry, Found, Manifest, Pack, Walk, gently
 
@@ -30,8 +31,17 @@ class Packing:
     file must not decide what another one becomes.
     """
 
-    def __init__(self, root: Path, found: list[Found], base: Manifest | None, pack: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        found: list[Found],
+        base: Manifest | None,
+        pack: str,
+        compression: Compression = None,
+    ) -> None:
         """`pack` is the name of the new pack, should there be one."""
+        self._compression = compression
+        self._compressed = "" if base is None else base.compression
         self._root = os.fsencode(root)
         self._found = found
         self._packs = [] if base is None else list(base.packs)
@@ -75,13 +85,14 @@ class Packing:
         used = {chunk.pack for entry in gently(self._entries) for chunk in entry.chunks}
         packs = [*self._packs, Pack(self._new, self._size)]
         if len(used) == len(packs):
-            return Manifest(tuple(packs), tuple(self._entries))
+            return Manifest(tuple(packs), tuple(self._entries), self._compressed)
         number = {old: new for new, old in enumerate(sorted(used))}
         entries = []
         for entry in gently(self._entries):
             chunks = tuple([replace(chunk, pack=number[chunk.pack]) for chunk in entry.chunks])
             entries.append(replace(entry, chunks=chunks))
-        return Manifest(tuple(packs[old] for old in sorted(used)), tuple(entries))
+        packs = [packs[old] for old in sorted(used)]
+        return Manifest(tuple(packs), tuple(entries), self._compressed)
 
     async def _take_large(self, found: Found) -> AsyncGenerator[bytes, None]:
         """Chunk by chunk; the next is read while somebody is busy with the one before."""
@@ -94,10 +105,13 @@ class Packing:
                 try:
                     while data := await asyncio.shield(ahead):
                         ahead = asyncio.ensure_future(_read_chunk(file.read))
-                        chunk, is_new = self._place(found, len(chunks), data)
+                        if self._compression is None:
+                            chunk, new = self._place(found, len(chunks), data)
+                        else:
+                            chunk, new = await hop(self._place, found, len(chunks), data)
                         chunks.append(chunk)
-                        if is_new:
-                            yield data
+                        if new:
+                            yield new
                 finally:  # no file is closed while a thread reads from it
                     await asyncio.gather(ahead, return_exceptions=True)
             found.check(os.fstat(fd))
@@ -113,10 +127,9 @@ class Packing:
             if not data:
                 self._entries.append(found.entry())
                 continue
-            chunk, is_new = self._place(found, 0, data)
+            chunk, stored = self._place(found, 0, data)
             self._entries.append(found.entry((chunk,)))
-            if is_new:
-                new.append(data)
+            new.append(stored)
         return b"".join(new)
 
     def _read(self, found: Found) -> bytes:
@@ -132,17 +145,20 @@ class Packing:
             os.close(fd)
         return data[: found.size]
 
-    def _place(self, found: Found, number: int, data: bytes) -> tuple[Chunk, bool]:
-        """Give a chunk its place; whether that is in the new pack."""
+    def _place(self, found: Found, number: int, data: bytes) -> tuple[Chunk, bytes]:
+        """Give a chunk its place; and what of it comes into the new pack, if anything does."""
         digest = xxhash.xxh3_128_digest(data)
         before = self._before.get(found.path)
         if before is not None and number < len(before.chunks):
             old = before.chunks[number]
             if old.pack in self._stay and (old.size, old.digest) == (len(data), digest):
-                return old, False
-        chunk = Chunk(len(self._packs), self._size, len(data), digest)
+                return old, b""
+        place, size, compressed = self._size, len(data), 0
+        if self._compression is not None and (small := compress(data)) is not None:
+            data, compressed = small, len(small)
+            self._compressed = self._compression
         self._size += len(data)
-        return chunk, True
+        return Chunk(len(self._packs), place, size, digest, compressed), data
 
     def _open(self, found: Found) -> int:
         if not found.path:
@@ -167,7 +183,7 @@ def lasting(manifest: Manifest) -> set[int]:
     used: Counter[int] = Counter()
     for entry in gently(manifest.entries):
         for chunk in entry.chunks:
-            used[chunk.pack] += chunk.size
+            used[chunk.pack] += chunk.stored
     stay = set()
     newer = 0
     for number in sorted(used, reverse=True):

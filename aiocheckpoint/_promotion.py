@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from . import _spool
+from ._compression import Compression
 from ._errors import CodecError, ConflictError, StoreError
 from ._files import find_tree, store_tree
 from ._heads import Found
@@ -33,6 +34,7 @@ class Newest:
         before: Held | None,
         uploaded: dict[str, Files],
         keyring: Keyring | None,
+        compression: Compression,
     ) -> None:
         """`left` is what lies in the spool; `before` is a handle that could not store its last;
         `uploaded` are moved trees that an earlier try has put to the store."""
@@ -44,6 +46,7 @@ class Newest:
         self._before = before
         self._uploaded = uploaded
         self._keyring = keyring
+        self._compression = compression
         self._fresh = False
         self._carried: str = ""  # the id of the tree that is carried on
 
@@ -159,7 +162,9 @@ class Newest:
         if tree_id in self._uploaded:
             return self._uploaded[tree_id]
         try:
-            files = await store_tree(self._store, self._key, tree_id, paths[0], head)
+            files = await store_tree(
+                self._store, self._key, tree_id, paths[0], head, compression=self._compression
+            )
         except OSError as exc:
             if _gone(paths[0]):  # whoever lives there has just stored it
                 raise ConflictError("the spool has changed", op="open", key=self._key) from exc

@@ -23,7 +23,8 @@ from ._errors import CheckpointError, CodecError, CorruptCheckpointError
 
 FORMAT = 1
 INLINE_LIMIT = 1 << 20
-"""States up to this many bytes lie in the record; larger ones in a blob that it names."""
+"""States that are stored as up to this many bytes, compressed if they are, lie in the record;
+larger ones in a blob that it names."""
 
 MAGIC = b"\x89AIOCKP\n"
 SEALED_MAGIC = b"\x89AIOCKE\n"
@@ -84,6 +85,10 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fals
     created: float = 0.0
     blob: Blob | None = None
     files: Files | None = None
+    compression: str = ""
+    """How the state is compressed; empty if it is not."""
+    size: int = 0
+    """The bytes of the state, if it is compressed: inline and in a blob are fewer."""
 
 
 class Unreadable(bytes):

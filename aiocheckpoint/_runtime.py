@@ -24,6 +24,7 @@ from . import _io_thread
 from ._checkpointer import Checkpointer, latest
 from ._claim import Decide
 from ._codecs import Coder
+from ._compression import Compression, check_compression
 from ._engine import Engine
 from ._errors import ClosedError
 from ._held import into
@@ -62,6 +63,8 @@ class Runtime:
         spool: Where staged states outlive the process: "auto" (beside a local store's data), a
             directory, or None for nowhere.
         encryption: The keys that states and files are encrypted with, in the store and the spool.
+        compression: "zstd" to store states and files compressed where that makes them smaller.
+            What is compressed is read without it.
         stop_signals: Signals that call `stop()`; a second one cancels at once. Main thread only.
         grace: Seconds from `stop()` until everything has ended, flushes included.
     """
@@ -75,6 +78,7 @@ class Runtime:
         flush_timeout: float = 30.0,
         spool: SpoolOption = "auto",
         encryption: Keyring | None = None,
+        compression: Compression = None,
         stop_signals: Sequence[int] = (),
         grace: float = 25.0,
     ) -> None:
@@ -86,6 +90,7 @@ class Runtime:
         self._flush_timeout = check_seconds("flush_timeout", flush_timeout)
         self._spool = check_spool(spool)
         self._encryption = check_encryption(encryption)
+        self._compression = check_compression(compression)
         self._stopping = Stopping(check_seconds("grace", grace))
         self._signals = SignalHandlers(stop_signals, self._on_signal)
         self._engine: Engine | None = None
@@ -116,6 +121,7 @@ class Runtime:
             spool_base(self._spool, store),
             self._stopping,
             keyring=self._encryption,
+            compression=self._compression,
             owned=owned,
             flush_timeout=self._flush_timeout,
         )

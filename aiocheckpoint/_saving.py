@@ -137,7 +137,13 @@ class Saves:
 
     async def _store_tree(self, held: Held, tree_id: str, root: Path) -> Files:
         return await store_tree(
-            self._store, held.slot.key, tree_id, root, held.stored_tree, held.ledger.put
+            self._store,
+            held.slot.key,
+            tree_id,
+            root,
+            held.stored_tree,
+            held.ledger.put,
+            self._commits.compression,
         )
 
     async def _persistently(

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack
 import anyio
 
 from ._checkpointer import Checkpointer
+from ._compression import Compression
 from ._errors import StoppedError
 from ._keyring import Keyring
 from ._options import SpoolOption
@@ -38,6 +39,7 @@ def run(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
     backend: Literal["asyncio", "uvloop", "trio"] = "asyncio",
     grace: float = 25.0,
 ) -> R:
@@ -64,6 +66,7 @@ def run(
         flush_timeout=flush_timeout,
         spool=spool,
         encryption=encryption,
+        compression=compression,
         grace=grace,
     )
     caught: list[int] = []

@@ -46,12 +46,19 @@ Kind = Literal["file", "directory", "link"]
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A piece of a file: which pack of the manifest it lies in, and where."""
+    """A piece of a file: which pack of the manifest it lies in, and where. The digest is that of
+    the file's bytes, so that they are known again however they are stored."""
 
     pack: int
     start: int
     size: int
     digest: bytes
+    compressed: int = 0
+    """The bytes that it takes in the pack, if it is compressed; 0 if it is not."""
+
+    @property
+    def stored(self) -> int:
+        return self.compressed or self.size
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -83,6 +90,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
 
     packs: tuple[Pack, ...]
     entries: tuple[Entry, ...]
+    compression: str = ""
+    """How those chunks are compressed that are."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -153,7 +162,9 @@ def _fault(manifest: Manifest) -> str | None:
                 return f"{path!r} lies nowhere"
             if not 0 < chunk.size <= CHUNK:
                 return f"{path!r} has a piece of {chunk.size} bytes"
-            if chunk.start + chunk.size > manifest.packs[chunk.pack].size:
+            if not 0 <= chunk.compressed < chunk.size:
+                return f"{path!r} has a piece that is compressed to {chunk.compressed} bytes"
+            if chunk.start + chunk.stored > manifest.packs[chunk.pack].size:
                 return f"{path!r} lies past the end of its pack"
     return None
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import xxhash
 
-from ._errors import CorruptCheckpointError
+from ._compression import QUICK, decompress
+from ._errors import CodecError, CorruptCheckpointError
 from ._hops import hop, settled
 from ._pieces import Pieces
 from ._trees import Chunk, Entry, Manifest, Walk, gently, make_removable
@@ -39,8 +40,14 @@ async def unpack(key: str, manifest: Manifest, target: Path, read: Read) -> None
     Raises:
         FileExistsError: something is there already, other than an empty directory for a tree.
         CorruptCheckpointError: a pack is damaged or cut short.
+        CodecError: they are compressed in a way that is not at hand.
         OSError: it cannot be written there.
     """
+    if manifest.compression not in ("", "zstd"):
+        raise CodecError(
+            f"the files of {key!r} are compressed by {manifest.compression!r}: upgrade"
+            " aiocheckpoint"
+        )
     place: _Place | None = None
     try:
         place = await hop(_Place, target, manifest.entries[0].kind == "directory")
@@ -237,7 +244,7 @@ def _runs(manifest: Manifest) -> Iterator[_Run]:
                 yield run
             run = _Run(pack, chunk.start, [])
         run.chunks.append(chunk)
-        end = chunk.start + chunk.size
+        end = chunk.start + chunk.stored
     if run is not None:
         yield run
 
@@ -245,17 +252,32 @@ def _runs(manifest: Manifest) -> Iterator[_Run]:
 async def _contents(key: str, manifest: Manifest, read: Read) -> AsyncGenerator[memoryview, None]:
     """The chunks' bytes in the order of the tree, each checked."""
     for run in _runs(manifest):
-        wanted = sum(chunk.size for chunk in run.chunks)
+        wanted = sum(chunk.stored for chunk in run.chunks)
         async with aclosing(Pieces(read(run.pack, run.start, wanted))) as pieces:
             for chunk in run.chunks:
-                data = await pieces.take(chunk.size)
-                if len(data) < chunk.size:
+                data = await pieces.take(chunk.stored)
+                if len(data) < chunk.stored:
                     raise CorruptCheckpointError(
                         f"the files of {key!r} are cut short: {run.pack} ends too early"
                     )
+                if chunk.compressed:
+                    data = await _decompressed(key, run.pack, data, chunk.size)
                 if xxhash.xxh3_128_digest(data) != chunk.digest:
                     raise CorruptCheckpointError(f"the files of {key!r} are damaged: {run.pack}")
                 yield data
+
+
+async def _decompressed(key: str, pack: str, data: memoryview, size: int) -> memoryview:
+    try:
+        if size <= QUICK:
+            return memoryview(decompress(data, size))
+        return memoryview(await hop(decompress, data, size))
+    except ValueError as exc:
+        raise CorruptCheckpointError(
+            f"the files of {key!r} are damaged: {pack} cannot be decompressed ({exc})"
+        ) from exc
+    except CodecError as exc:
+        raise CodecError(f"the files of {key!r}: {exc}") from exc.__cause__
 
 
 def _write(fd: int, data: memoryview) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from ._calendar import Calendar
 from ._calls import backoff, bounded
 from ._commits import Commit, Commits, Outcome
+from ._compression import WORTH, Compression
 from ._deleting import delete_key
 from ._errors import (
     CheckpointError,
@@ -56,9 +57,9 @@ class Writer:
     on the I/O loop. State changes are plain methods; the coroutines only await the store.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, compression: Compression = None) -> None:
         self.store = store
-        self.commits = Commits(store, self._next_due)
+        self.commits = Commits(store, self._next_due, compression)
         self.holding: set[Held] = set()
         self.finishing = False
         self._loop = asyncio.get_running_loop()
@@ -160,7 +161,8 @@ class Writer:
         return None
 
     def _compose(self, held: Held) -> Commit | None:
-        """Take what the slot holds now. None if blobs must be put first, which is then begun."""
+        """Take what the slot holds now. None if it must be compressed, or blobs be put first, which
+        is then begun."""
         slot = held.slot
         meta = slot.meta
         staged = slot.newest()
@@ -170,6 +172,7 @@ class Writer:
         held.taken = Taken(record.seq, meta, len(data), self._loop.time())
         if (
             len(data) > INLINE_LIMIT
+            or (self.commits.compression is not None and len(data) >= WORTH)
             or held.keep > 1
             or not held.ledger.empty
             or slot.files is not None

@@ -25,6 +25,7 @@ from . import _io_thread
 from ._checkpointer import KEEP
 from ._checkpointer import Checkpointer as AsyncCheckpointer
 from ._codecs import Coder
+from ._compression import Compression
 from ._errors import ClosedError
 from ._io_thread import IOThread
 from ._keyring import Keyring
@@ -194,6 +195,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractContextManager[Checkpointer[bytes]]: ...
 @overload
 def open(
@@ -207,6 +209,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractContextManager[Checkpointer[T]]: ...
 @overload
 def open(
@@ -220,6 +223,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractContextManager[Checkpointer[T]]: ...
 def open(
     store: str | os.PathLike[str] | Store,
@@ -232,6 +236,7 @@ def open(
     flush_timeout: float = 30.0,
     spool: SpoolOption = "auto",
     encryption: Keyring | None = None,
+    compression: Compression = None,
 ) -> AbstractContextManager[Checkpointer[Any]]:
     """Claim one key of a store: a context manager that gives its checkpointer.
 
@@ -250,6 +255,7 @@ def open(
         flush_timeout=flush_timeout,
         spool=spool,
         encryption=encryption,
+        compression=compression,
     )
     return _Opening(runtime, check_key(key), Coder(type, codec))
 
