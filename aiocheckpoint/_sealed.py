@@ -19,7 +19,7 @@ from ._records import Unreadable
 from ._sealing import HEAD, SEGMENT, TAG, Place, Sealed, begun, new, seal, unseal
 from .abc import Head, Put, Source, Store, Version
 
-_AT_ONCE = 4  # segments that one hop to a thread seals
+_AT_ONCE = 2  # segments that one hop to a thread seals
 _QUICK = 64 << 10  # bytes that are sealed sooner than a thread is reached
 _FEW = 16  # records of which that is true
 

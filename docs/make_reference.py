@@ -72,6 +72,12 @@ A key is a str of 1 to 200 bytes of UTF-8 without control characters. It may hol
     ("Retries", "", ["RetryPolicy", "RecoverableError", "NonRecoverableError"]),
     ("What is read back", "", ["Checkpoint", "Statistics"]),
     (
+        "Encryption and compression",
+        'See [How to encrypt and compress](howto-encryption.md). `Compression` is `"zstd"` or'
+        " None.",
+        ["Keyring"],
+    ),
+    (
         "Codecs",
         """
 Without `type=` or `codec=`, bytes (and bytearray and memoryview) are stored as they are and given

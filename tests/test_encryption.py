@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import pickle
+import random
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -459,6 +460,47 @@ async def latest(url: str) -> bytes | None:
     async with Runtime(url, encryption=KEYRING) as rt:
         found = await rt.latest("k")
         return None if found is None else found.payload
+
+
+async def test_many_keys_at_once(tmp_path: Path) -> None:
+    """A batch of many keys is sealed as one and opens key by key."""
+    url = url_of("sqlite", tmp_path)
+    async with Runtime(url, encryption=KEYRING) as rt, contextlib.AsyncExitStack() as stack:
+        for number in range(60):
+            cp = await stack.enter_async_context(rt.open(f"k{number}"))
+            await cp.write(SECRET + b"%d" % number * 3000)
+    assert clear(tmp_path) == []
+    async with Runtime(url, encryption=KEYRING) as rt:
+        for number in range(60):
+            latest = await rt.latest(f"k{number}")
+            assert latest is not None
+            assert latest.payload == SECRET + b"%d" % number * 3000
+
+
+@pytest.mark.parametrize("size", [100, 200_000, 3_000_000])
+def test_interpreter_exit_stores(size: int, keys: Path, tmp_path: Path) -> None:
+    """What an interpreter that exits has staged is sealed and stored, whatever its size."""
+    url = url_of("file", tmp_path)
+    run_script(
+        """
+import asyncio, random, sys
+import aiocheckpoint
+
+async def main():
+    global cp
+    keyring = aiocheckpoint.Keyring.load(sys.argv[2])
+    runtime = aiocheckpoint.Runtime(sys.argv[1], encryption=keyring, compression="zstd", spool=None)
+    await runtime.__aenter__()
+    cp = await runtime.open("k").__aenter__()
+    await cp.write(random.Random(1).randbytes(int(sys.argv[3])))
+
+asyncio.run(main())
+""",
+        url,
+        keys,
+        size,
+    )
+    assert read_back(url, encryption=KEYRING) == random.Random(1).randbytes(size)
 
 
 def test_blocking_and_scripts_take_a_keyring(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
 import aiocheckpoint
-from aiocheckpoint import Runtime
+from aiocheckpoint import Keyring, Runtime
 from aiocheckpoint._records import decode_record
 from aiocheckpoint.abc import Put, Store, Version
 from aiocheckpoint.stores import open_store
@@ -46,19 +47,25 @@ async def write(directory: Path, rounds: int) -> list[Row]:
         return (clock() - began) / 200_000
 
     rows = []
-    for spool, target in ((None, 2.0), ("auto", 5.0)):
+    keyring = Keyring({"a": Keyring.generate_key()})
+    for what, options, target in (
+        ("without spool", {"spool": None}, 2.0),
+        ("with spool", {}, 5.0),
+        ("with spool and encryption", {"encryption": keyring}, 25.0),
+    ):
         ratios, costs = [], []
-        async with aiocheckpoint.open(f"sqlite:{directory}/w.db", "key", spool=spool) as cp:
+        name = "w" if "encryption" not in options else "sealed"
+        given: dict[str, Any] = options
+        async with aiocheckpoint.open(f"sqlite:{directory}/{name}.db", "key", **given) as cp:
             await per_call(cp.write)
             for _ in range(rounds):
                 base = (await per_call(nothing) + await per_call(nothing)) / 2
                 cost = await per_call(cp.write)
                 ratios.append(cost / base)
                 costs.append(cost)
-        with_spool = "with spool" if spool else "without spool"
         rows.append(
             Row(
-                f"`await cp.write(b)`, 100 B, coalescing, {with_spool}, against a no-op call",
+                f"`await cp.write(b)`, 100 B, coalescing, {what}, against a no-op call",
                 target,
                 "at most",
                 ratios,

@@ -12,13 +12,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
 import aiocheckpoint
-from aiocheckpoint import Checkpointer
+from aiocheckpoint import Checkpointer, Keyring
 
 from ._measure import Row, progress
 
@@ -120,8 +121,21 @@ async def lag(directory: Path, rounds: int) -> list[Row]:
 
 
 async def large(directory: Path, rounds: int) -> list[Row]:
-    """100 MB to `file:`, against writing and syncing them."""
-    states = _large_states()
+    """100 MB to `file:`, against writing and syncing them: plain, encrypted, compressed."""
+    text = [os.urandom(MB // 2).hex().encode() * (LARGE // MB) for _ in range(3)]
+    keyring = Keyring({"a": Keyring.generate_key()})
+    return [
+        await _large(directory, rounds, "", _large_states(), 0.8),
+        await _large(directory, rounds, ", encrypted", _large_states(), 0.4, encryption=keyring),
+        await _large(
+            directory, rounds, " of hexadecimal text, zstd", text, 0.2, compression="zstd"
+        ),
+    ]
+
+
+async def _large(
+    directory: Path, rounds: int, how: str, states: list[bytes], target: float, **options: Any
+) -> Row:
     ratios, ours = [], []
 
     def raw(state: bytes) -> float:
@@ -136,7 +150,8 @@ async def large(directory: Path, rounds: int) -> list[Row]:
         path.unlink()
         return took
 
-    async with aiocheckpoint.open(f"file:{directory}/large", "k", min_interval=0) as cp:
+    url = f"file:{directory}/large-{len(how)}"
+    async with aiocheckpoint.open(url, "k", min_interval=0, **options) as cp:
 
         async def store(state: bytes) -> float:
             began = clock()
@@ -154,16 +169,14 @@ async def large(directory: Path, rounds: int) -> list[Row]:
                 await anyio.sleep(0.5)  # the file before is deleted untimed, as the raw one is
             ratios.append(statistics.median(bases) / statistics.median(took))
             ours += took
-    return [
-        Row(
-            "a state of 100 MB to `file:`, against raw write and fsync",
-            0.8,
-            "at least",
-            ratios,
-            "%",
-            f"{LARGE / MB / statistics.median(ours):.0f} MB/s",
-        )
-    ]
+    return Row(
+        f"a state of 100 MB{how} to `file:`, against raw write and fsync",
+        target,
+        "at least",
+        ratios,
+        "%",
+        f"{LARGE / MB / statistics.median(ours):.0f} MB/s",
+    )
 
 
 _MEMORY = """
