@@ -1,0 +1,85 @@
+"""Object services for tests: moto in a process of its own, and Ceph's gateway."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import boto3
+import pytest
+
+from ..servers import free_port
+
+_names = itertools.count()
+
+
+class Service(NamedTuple):
+    """An S3 endpoint that takes these keys."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def client(self) -> Any:
+        """A second path to what the stores keep."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+
+    def bucket(self) -> str:
+        """A new bucket."""
+        name = f"aiocheckpoint-{next(_names)}-{time.time_ns():x}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def url(self, bucket: str, prefix: str = "", scheme: str = "s3", **more: str) -> str:
+        options = {
+            "endpoint_url": self.endpoint,
+            "region": "us-east-1",
+            "access_key_id": self.access_key,
+            "secret_access_key": self.secret_key,
+            **more,
+        }
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+        return f"{scheme}://{bucket}/{prefix}?{query}"
+
+
+@functools.cache
+def moto() -> Service:
+    """moto, started once."""
+    port = free_port()
+    source = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    atexit.register(process.kill)
+    answers(f"http://127.0.0.1:{port}", 60)
+    return Service(f"http://127.0.0.1:{port}", "test", "testsecret")
+
+
+def answers(url: str, within: float) -> None:
+    """Wait until somebody answers there."""
+    until = time.monotonic() + within
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            if time.monotonic() > until:
+                pytest.fail(f"no answer in {within} s from {url}")
+            time.sleep(0.05)
+        else:
+            return
