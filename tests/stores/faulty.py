@@ -18,6 +18,7 @@ class Request(NamedTuple):
     method: str
     path: str
     headers: dict[str, str]
+    """In lower case."""
 
 
 class Refuse(NamedTuple):
@@ -48,7 +49,7 @@ Fault = Refuse | Change | LoseAnswer | HoldAnswer | None
 
 def without(request: Request, *names: str) -> Change:
     """What an endpoint does that knows nothing of these headers."""
-    kept = {name: value for name, value in request.headers.items() if name.lower() not in names}
+    kept = {name: value for name, value in request.headers.items() if name not in names}
     return Change(kept)
 
 
@@ -71,7 +72,8 @@ class Proxy:
 
             def _any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                request = Request(self.command, self.path, dict(self.headers.items()))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                request = Request(self.command, self.path, headers)
                 proxy.seen.append(request)
                 fault = proxy.fault(request)
                 if isinstance(fault, Refuse):
@@ -80,7 +82,7 @@ class Proxy:
                     return
                 headers = fault.headers if isinstance(fault, Change) else request.headers
                 connection = http.client.HTTPConnection(upstream, timeout=60)
-                headers = {n: v for n, v in headers.items() if n.lower() != "expect"}
+                headers = {n: v for n, v in headers.items() if n != "expect"}
                 connection.request(request.method, request.path, body, headers)
                 answer = connection.getresponse()
                 data = answer.read()

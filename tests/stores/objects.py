@@ -16,6 +16,8 @@ from urllib.parse import quote
 import boto3
 import pytest
 
+from aiocheckpoint.stores._objects import ObjectStore
+
 from ..servers import free_port
 
 _names = itertools.count()
@@ -43,6 +45,16 @@ class Service(NamedTuple):
         name = f"aiocheckpoint-{next(_names)}-{time.time_ns():x}"
         self.client().create_bucket(Bucket=name)
         return name
+
+    def raw_head(self, bucket: str, store: ObjectStore, key: str) -> bytes | None:
+        """What the bucket holds of a key, without the nonce."""
+        client = self.client()
+        try:
+            found = client.get_object(Bucket=bucket, Key=store._head_name(key))
+        except client.exceptions.NoSuchKey:
+            return None
+        body: bytes = found["Body"].read()
+        return body[:-16] or None
 
     def url(self, bucket: str, prefix: str = "", scheme: str = "s3", **more: str) -> str:
         options = {

@@ -19,7 +19,7 @@ from .faulty import Fault, LoseAnswer, Proxy, Refuse, Request, proxied
 from .objects import Service, moto
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
-SCHEMES = ["s3"]
+SCHEMES = ["s3", "s3+obstore"]
 
 
 @pytest.fixture
