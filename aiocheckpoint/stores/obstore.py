@@ -68,13 +68,14 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _QUERY = re.compile(r"\?[^\s\"]+")  # may be a signature
 _LONGEST = 500
 _NO_ANSWER = ("HTTP error", "error sending request", "timed out", "error decoding response")
-_KINDS = {
-    FileNotFoundError: (404, "NoSuchKey"),
-    PreconditionError: (412, "PreconditionFailed"),
-    AlreadyExistsError: (412, "PreconditionFailed"),
-    PermissionDeniedError: (403, "AccessDenied"),
-    UnauthenticatedError: (401, ""),
-}
+_KINDS: tuple[tuple[type, int, str], ...] = (
+    (FileNotFoundError, 404, "NoSuchKey"),
+    (PreconditionError, 412, "PreconditionFailed"),
+    (AlreadyExistsError, 412, "PreconditionFailed"),
+    (PermissionDeniedError, 403, "AccessDenied"),
+    (UnauthenticatedError, 401, ""),
+)
+_first_process: int | None = None
 
 
 class ObstoreStore(ObjectStore):
@@ -110,6 +111,14 @@ class ObstoreStore(ObjectStore):
         return cls(store, prefix, identity=identity)
 
     async def _client(self) -> AsyncGenerator[ObjectClient, None]:
+        global _first_process
+        _first_process = _first_process or os.getpid()
+        if os.getpid() != _first_process:  # its threads are not here: it would never answer
+            raise StoreError(
+                f"{self.identity}: obstore was used before this process was forked; start processes"
+                " by spawn, or use s3:",
+                op="connect",
+            )
         yield ObstoreClient(self._store)
 
 
@@ -181,14 +190,18 @@ class ObstoreClient:
         full = str(exc)
         text, cause = _told(exc)
         if status := _STATUS.search(full):
-            code = _CODE.search(full)
-            return Answer(int(status[1]), "" if code is None else code[1], text, cause)
+            code = "" if (found := _CODE.search(full)) is None else found[1]
+            if not code and "token request" in full and int(status[1]) < 500:
+                code = "NoCredentials"
+            return Answer(int(status[1]), code, text, cause)
         if "StartTooLarge" in full:
             return Answer(416, "InvalidRange", text, cause)
         if any(words in full for words in _NO_ANSWER):
             return Answer(0, "", text, cause)
-        kind = next((known for known in _KINDS if isinstance(exc, known)), None)
-        return Answer(*_KINDS.get(kind, (400, "")), text, cause)  # type: ignore[arg-type]
+        for kind, known, meaning in _KINDS:
+            if isinstance(exc, kind):
+                return Answer(known, meaning, text, cause)
+        return Answer(400, "", text, cause)
 
     def _version(self, meta: Mapping[str, Any]) -> str:
         return str(meta["version"]) if self._generations else bare(meta["e_tag"] or "")

@@ -19,6 +19,7 @@ import pytest
 from aiocheckpoint.stores._objects import ObjectStore
 
 from ..servers import free_port
+from ..support import ROOT
 
 _names = itertools.count()
 
@@ -71,14 +72,30 @@ class Service(NamedTuple):
 @functools.cache
 def moto() -> Service:
     """moto, started once."""
+    source = (
+        "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"
+    )
+    return Service(_started("-c", source), "test", "testsecret")
+
+
+@functools.cache
+def local(dialect: str) -> str:
+    """The endpoint of our own trivial service, started once."""
+    return _started("-m", "tests.stores.local_service", last=dialect)
+
+
+def _started(*command: str, last: str = "") -> str:
+    """A server in a process of its own, which ends with this one; its endpoint."""
     port = free_port()
-    source = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
     process = subprocess.Popen(
-        [sys.executable, "-c", source], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *command, str(port), last],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
     )
     atexit.register(process.kill)
     answers(f"http://127.0.0.1:{port}", 60)
-    return Service(f"http://127.0.0.1:{port}", "test", "testsecret")
+    return f"http://127.0.0.1:{port}"
 
 
 def answers(url: str, within: float) -> None:
