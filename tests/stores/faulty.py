@@ -6,7 +6,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -83,10 +83,10 @@ class Proxy:
                 headers = fault.headers if isinstance(fault, Change) else request.headers
                 connection = http.client.HTTPConnection(upstream, timeout=60)
                 headers = {n: v for n, v in headers.items() if n != "expect"}
-                connection.request(request.method, request.path, body, headers)
-                answer = connection.getresponse()
-                data = answer.read()
-                connection.close()
+                with closing(connection):
+                    connection.request(request.method, request.path, body, headers)
+                    answer = connection.getresponse()
+                    data = answer.read()
                 if isinstance(fault, LoseAnswer):
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)

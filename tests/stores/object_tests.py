@@ -34,8 +34,8 @@ async def chunks(
         raise then
 
 
-class ObjectStoreTests:
-    """Subclass it for a client; `service` and `proxy` are fixtures."""
+class OnService:
+    """A bucket of its own, behind a proxy; `service` and `proxy` are fixtures."""
 
     scheme: str
 
@@ -60,6 +60,44 @@ class ObjectStoreTests:
 
     def uploads(self) -> Any:
         return self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+
+
+class ProbeTests(OnService):
+    """What services are found to be, by changing requests that must not be signed."""
+
+    @pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+    async def test_endpoint_that_ignores_conditions(self, header: str) -> None:
+        """It is refused before the first write, which is clear about it; look-ups go on."""
+        self.proxy.fault = lambda request: without(request, header)
+        store = self.store()
+        assert await store.load("k") is None
+        for call in (put(store, "k", None, b"x"), store.put_blob("k", "b", b"x")):
+            with pytest.raises(StoreError, match=f"(?i)ignores {header},.*conditional writes"):
+                await call
+        await store.aclose()
+        assert self.names() == []
+
+    async def test_etags_without_quotes(self) -> None:
+        """A service that wants them bare in conditions is found out, and served."""
+
+        def ceph(request: Request) -> Fault:
+            tag = request.headers.get("if-match", "")
+            if tag.startswith('"'):
+                return Refuse(412, "PreconditionFailed")
+            return without(request)._replace(
+                headers={**request.headers, **({"if-match": f'"{tag}"'} if tag else {})}
+            )
+
+        self.proxy.fault = ceph
+        store = self.store()
+        version = await put(store, "k", None, b"one")
+        version = await put(store, "k", version, b"two")
+        assert await store.load("k") == (b"two", version)
+        await store.aclose()
+
+
+class ObjectStoreTests(OnService):
+    """Subclass it for a client."""
 
     async def test_names(self) -> None:
         """A head and a blob lie where the documentation says; a long key is in its own name."""
@@ -212,18 +250,6 @@ class ObjectStoreTests:
         assert await listed(store) == []
         await store.aclose()
 
-    @pytest.mark.parametrize("header", ["if-none-match", "if-match"])
-    async def test_endpoint_that_ignores_conditions(self, header: str) -> None:
-        """It is refused before the first write, which is clear about it; look-ups go on."""
-        self.proxy.fault = lambda request: without(request, header)
-        store = self.store()
-        assert await store.load("k") is None
-        for call in (put(store, "k", None, b"x"), store.put_blob("k", "b", b"x")):
-            with pytest.raises(StoreError, match=f"(?i)ignores {header},.*conditional writes"):
-                await call
-        await store.aclose()
-        assert self.names() == []
-
     async def test_endpoint_without_conditions(self) -> None:
         """One that says that it has none is refused as clearly."""
         self.proxy.fault = lambda request: (
@@ -244,24 +270,6 @@ class ObjectStoreTests:
         for store in stores:
             await store.aclose()
         assert not [name for name in self.names() if ".probe" in name]
-
-    async def test_etags_without_quotes(self) -> None:
-        """A service that wants them bare in conditions is found out, and served."""
-
-        def ceph(request: Request) -> Fault:
-            tag = request.headers.get("if-match", "")
-            if tag.startswith('"'):
-                return Refuse(412, "PreconditionFailed")
-            return without(request)._replace(
-                headers={**request.headers, **({"if-match": f'"{tag}"'} if tag else {})}
-            )
-
-        self.proxy.fault = ceph
-        store = self.store()
-        version = await put(store, "k", None, b"one")
-        version = await put(store, "k", version, b"two")
-        assert await store.load("k") == (b"two", version)
-        await store.aclose()
 
     @pytest.mark.parametrize("how", ["source", "service", "cancelled"])
     async def test_upload_that_fails(self, how: str) -> None:

@@ -21,7 +21,7 @@ from aiocheckpoint.testing.contract import StoreContract, read, refused
 
 from ..support import run_script
 from .faulty import Proxy, Refuse, proxied
-from .object_tests import ObjectStoreTests, chunks
+from .object_tests import ObjectStoreTests, ProbeTests, chunks
 from .objects import Service, local, moto
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
@@ -75,6 +75,13 @@ class TestObstoreStore(StoreContract):
 
 
 class TestObstore(ObjectStoreTests):
+    scheme = "s3+obstore"
+
+    def open(self, url: str) -> ObstoreStore:
+        return ObstoreStore.from_url(url)
+
+
+class TestObstoreProbe(ProbeTests):
     scheme = "s3+obstore"
 
     def open(self, url: str) -> ObstoreStore:

@@ -14,7 +14,7 @@ from aiocheckpoint.stores.s3 import S3Store
 from aiocheckpoint.testing.contract import StoreContract
 
 from .faulty import Proxy, proxied
-from .object_tests import ObjectStoreTests
+from .object_tests import ObjectStoreTests, ProbeTests
 from .objects import Service, moto
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
@@ -51,6 +51,13 @@ class TestS3Store(StoreContract):
 
 
 class TestS3(ObjectStoreTests):
+    scheme = "s3"
+
+    def open(self, url: str) -> S3Store:
+        return S3Store.from_url(url)
+
+
+class TestS3Probe(ProbeTests):
     scheme = "s3"
 
     def open(self, url: str) -> S3Store:
