@@ -82,11 +82,14 @@ def ceph() -> Service:
     configuration = home / "ceph.conf"
     configuration.write_text(_CONFIGURATION.format(fsid=_FSID, port=monitor, home=home))
 
-    def call(program: str, *args: str) -> None:
+    def call(program: str, *args: str, times: int = 1) -> None:
         command = [program, "-c", str(configuration), *args]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode:
-            pytest.fail(f"Ceph does not start: {program}: {done.stdout}{done.stderr}")
+        for _ in range(times):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            if not done.returncode:
+                return
+            time.sleep(0.5)
+        pytest.fail(f"Ceph does not start: {program}: {done.stdout}{done.stderr}")
 
     monmap = str(home / "monmap")
     address = f"[v1:127.0.0.1:{monitor}]"
@@ -95,7 +98,7 @@ def ceph() -> Service:
     call("ceph-mon", "-i", "a")
     call("ceph", "osd", "new", _OSD)
     call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", _OSD)
-    call("ceph-osd", "-i", "0")
+    call("ceph-osd", "-i", "0", times=10)  # refused when it comes before the monitor is ready
     keys = ("--access-key=test", "--secret-key=testsecret")
     call("radosgw-admin", "user", "create", "--uid=t", "--display-name=t", *keys)
     front = f"beast endpoint=127.0.0.1:{gateway}"

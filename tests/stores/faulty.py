@@ -81,12 +81,7 @@ class Proxy:
                     self._answer(fault.status, {}, text.encode())
                     return
                 headers = fault.headers if isinstance(fault, Change) else request.headers
-                connection = http.client.HTTPConnection(upstream, timeout=60)
-                headers = {n: v for n, v in headers.items() if n != "expect"}
-                with closing(connection):
-                    connection.request(request.method, request.path, body, headers)
-                    answer = connection.getresponse()
-                    data = answer.read()
+                answer, data = self._upstream(request, headers, body)
                 if isinstance(fault, LoseAnswer):
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -95,6 +90,23 @@ class Proxy:
                     proxy.passed_on.set()
                     fault.until.wait(20)
                 self._answer(answer.status, dict(answer.headers.items()), data)
+
+            def _upstream(
+                self, request: Request, headers: dict[str, str], body: bytes
+            ) -> tuple[http.client.HTTPResponse, bytes]:
+                headers = {n: v for n, v in headers.items() if n != "expect"}
+                for again in (True, True, False):
+                    connection = http.client.HTTPConnection(upstream, timeout=60)
+                    with closing(connection):
+                        try:
+                            connection.request(request.method, request.path, body, headers)
+                            answer = connection.getresponse()
+                        except http.client.RemoteDisconnected:  # which Ceph does, now and then
+                            if again and not {"if-match", "if-none-match"} & headers.keys():
+                                continue
+                            raise
+                        return answer, answer.read()
+                raise AssertionError
 
             def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
                 self.send_response(status)

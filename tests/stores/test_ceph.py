@@ -9,7 +9,6 @@ import pytest
 from .ceph import ceph
 from .faulty import Proxy, proxied
 from .objects import Service
-from .test_obstore import TestObstore as _TestObstore
 from .test_obstore import TestObstoreStore as _TestObstoreStore
 from .test_s3 import TestS3 as _TestS3
 from .test_s3 import TestS3Store as _TestS3Store
@@ -42,8 +41,4 @@ class TestS3OnCeph(_TestS3):
 
 
 class TestObstoreStoreOnCeph(_TestObstoreStore):
-    pass
-
-
-class TestObstoreOnCeph(_TestObstore):
     pass
