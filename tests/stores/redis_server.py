@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ..servers import free_port, program
 
@@ -83,4 +85,9 @@ class Server:
 
     def client(self) -> redis.Redis:
         """A client past the store."""
-        return redis.Redis(port=self.port, password=self.password, protocol=2)
+        return client(self.port, self.password)
+
+
+def client(port: int, password: str | None = None) -> redis.Redis:
+    """A client that does not try again."""
+    return redis.Redis(port=port, password=password, protocol=2, retry=Retry(NoBackoff(), 0))

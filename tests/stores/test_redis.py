@@ -19,7 +19,7 @@ from aiocheckpoint.stores.redis import RedisStore
 from aiocheckpoint.testing.contract import StoreContract, listed, put, read, refused
 
 from ..servers import missing
-from .redis_server import PORT
+from .redis_server import PORT, client
 
 pytestmark = pytest.mark.anyio
 
@@ -36,12 +36,12 @@ def anyio_backend() -> str:
 @pytest.fixture
 def raw() -> Iterator[redis.Redis]:
     """A client of the running server, past the store."""
-    with redis.Redis(port=PORT, protocol=2) as client:
+    with client(PORT) as raw:
         try:
-            client.ping()
+            raw.ping()
         except redis.ConnectionError:
             missing(f"Redis on port {PORT}", "install redis-server and start it")
-        yield client
+        yield raw
 
 
 @pytest.fixture
