@@ -28,17 +28,23 @@ async def abreast(
         async for item in items:
             running.add(asyncio.ensure_future(work(item)))
             if len(running) == at_once:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for future in done:
+                for future in await _ended(running):
+                    running.discard(future)
                     yield future.result()
         while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for future in done:
+            for future in await _ended(running):
+                running.discard(future)
                 yield future.result()
     finally:
-        for future in running:
+        for future in running:  # those among them that have failed as well, and are heard now
             future.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _ended(running: set[asyncio.Future[R]]) -> set[asyncio.Future[R]]:
+    """Those that have ended, at least one."""
+    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    return done
 
 
 async def patiently(attempt: Callable[[], Awaitable[R]]) -> R:

@@ -7,12 +7,19 @@ the order in which it looked: blobs first, then the head, then generations. docs
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
+from contextlib import aclosing
 from typing import NamedTuple
 
-from ._looking import Look
+from ._abreast import abreast, patiently
+from ._calls import bounded
+from ._deleting import delete_with_spool
+from ._errors import ConflictError
+from ._looking import Look, look_at
 from ._records import Record, Status
-from .abc import Version
+from .abc import Store, Version
+
+_AT_ONCE = 8
 
 _STATE = re.compile(r"state-([0-9a-f]{32})-(\d+)-\d+")
 _FILES = re.compile(r"(?:pack|tree)-([0-9a-f]{32})-(\d+)\.[0-9a-f]+")
@@ -35,6 +42,81 @@ class Leftovers(NamedTuple):
     """Nothing ever will."""
     doubtful: list[str]
     """Something may, or we cannot tell."""
+
+
+class Plan(NamedTuple):
+    """What a collector would take."""
+
+    keys: list[Finished]
+    blobs: list[Leftovers]
+    """Of keys that stay, where there is something to take."""
+    doubtful: int
+    """How many unnamed blobs are left."""
+    damaged: list[str]
+    """What is wrong with records that cannot be read; their keys are left alone."""
+
+    @property
+    def blob_count(self) -> int:
+        """The blobs to take."""
+        return sum(len(left.removable) for left in self.blobs)
+
+
+async def plan(
+    store: Store,
+    prefix: str,
+    statuses: Container[str],
+    *,
+    old: float | None,
+    at_rest: float,
+    tick: Callable[[], object],
+) -> Plan:
+    """Look at all keys that start so. Finished ones are taken that were not written to since
+    `old` (None: none), and files that finished ones have left which were not since `at_rest`.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+
+    async def one(key: str) -> Look | None:
+        return await patiently(lambda: look_at(store, key))
+
+    made = Plan([], [], 0, [])
+    async with aclosing(abreast(store.keys(prefix), one, _AT_ONCE)) as looks:
+        async for look in looks:
+            tick()
+            if look is None:
+                continue
+            if look.head.fault is not None:
+                made.damaged.append(look.head.fault)
+            if old is not None and (found := finished(look, statuses, old)):
+                made.keys.append(found)
+                continue
+            left = leftovers(look, at_rest)
+            made = made._replace(doubtful=made.doubtful + len(left.doubtful))
+            if left.removable:
+                made.blobs.append(left)
+    made.keys.sort()
+    made.blobs.sort()
+    return made
+
+
+async def carry_out(store: Store, planned: Plan, tick: Callable[[], object]) -> list[str]:
+    """Take what was planned, however long ago; the keys that stay, as they were written to since.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    stay = []
+    for old in planned.keys:
+        tick()
+        try:
+            await delete_with_spool(store, old.key, old.version, store.spool_dir)
+        except ConflictError:
+            stay.append(old.key)
+    for left in planned.blobs:
+        tick()
+        await bounded(store.delete_blobs(left.key, left.removable), "delete_blobs", left.key)
+    return stay
 
 
 def finished(look: Look, statuses: Container[str], before: float) -> Finished | None:

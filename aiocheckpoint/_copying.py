@@ -86,7 +86,7 @@ async def copy_key(
                 return copying.ended("failed", damage)
             damage = str(exc)
         await asyncio.sleep(_PAUSE)
-    raise StoreUnavailableError("the key changes faster than it can be read", op="load", key=key)
+    return copying.ended("failed", "it changes faster than it can be read")
 
 
 class _Copying:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from . import _spool
 from ._calls import bounded
+from ._errors import ConflictError
 from ._keys import store_name
 from .abc import Store, Version
+
+_TRIES = 10
 
 
 async def delete_key(store: Store, key: str, version: Version) -> None:
@@ -32,3 +35,24 @@ async def delete_with_spool(
     left = [] if spool_base is None else _spool.left_over(spool_base / store_name(key))
     await delete_key(store, key, version)
     await asyncio.to_thread(_spool.discard, left)
+
+
+async def delete_now(store: Store, key: str, spool_base: Path | None) -> bool:
+    """Delete a key as it is at that moment; False if there is none.
+
+    Raises:
+        ConflictError: it changes too fast.
+        StoreError: it cannot be deleted.
+    """
+    for left in reversed(range(_TRIES)):
+        head = await bounded(store.load(key), "load", key)
+        if head is None:
+            return False
+        try:
+            await delete_with_spool(store, key, head.version, spool_base)
+        except ConflictError:
+            if not left:
+                raise
+        else:
+            return True
+    raise AssertionError("the last try ends it")

@@ -74,6 +74,9 @@ async def verify_key(store: Store, key: str, tick: Tick) -> Report | None:
     Somebody may write to it meanwhile, and collect what we are about to read. Blobs never change,
     so what was good once need not be read again, and damage is what is still named, and still
     bad, at the next look.
+
+    Raises:
+        StoreError: it cannot be read.
     """
     verifying = _Verifying(store, key, tick)
     suspects = frozenset[str]()
@@ -86,7 +89,7 @@ async def verify_key(store: Store, key: str, tick: Tick) -> Report | None:
             return verifying.report(look, damage)
         suspects = frozenset(one.where for one in damage)
         await asyncio.sleep(_PAUSE)
-    raise StoreUnavailableError("the key changes faster than it can be read", op="load", key=key)
+    raise StoreError("the key changes faster than it can be read", op="load", key=key)
 
 
 class _Verifying:

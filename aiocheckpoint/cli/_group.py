@@ -165,7 +165,7 @@ def _told(exc: Exception) -> tuple[int, str]:
 
 
 class _MissingError(Exception):
-    pass
+    """There is no such store, and none is to be made."""
 
 
 @asynccontextmanager

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
-from functools import partial
 
 import click
 
-from .._abreast import abreast, patiently
-from .._calls import bounded
-from .._collecting import Finished, Leftovers, finished, leftovers
-from .._deleting import delete_with_spool
+from .._collecting import Plan, carry_out, plan
+from .._deleting import delete_now
 from .._errors import ConflictError
 from .._keys import check_key
-from .._looking import Look, look_at, see_head
+from .._looking import see_head
 from ..abc import Store
 from ._group import FAILED, FINE, Context, command, confirm, opened
 from ._text import age_text, counted, duration, printable, when
-
-_TRIES = 10
-_AT_ONCE = 8
 
 
 def _seconds(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -74,18 +67,18 @@ async def rm(context: Context, store: str, keys: tuple[str, ...], prefix: bool, 
         if not confirm(f"Remove {what} from {printable(opening.identity)}?", yes):
             context.note("nothing was removed")
             return FAILED
-        removed = 0
+        removed, spool = 0, opening.spool_dir
         for key in chosen:
-            outcome = await _remove(opening, key)
-            context.item("key", key=key, outcome=outcome)
-            if outcome == "removed":
-                removed += 1
-            elif outcome == "changing":
-                code = FAILED
+            try:
+                outcome = "removed" if await delete_now(opening, key, spool) else "absent"
+            except ConflictError:
+                outcome, code = "changing", FAILED
                 context.warn(
                     f"aiocheckpoint: {printable(repr(key))} changes too fast to be removed: stop"
                     " the program that writes to it"
                 )
+            context.item("key", key=key, outcome=outcome)
+            removed += outcome == "removed"
         if not context.quiet:
             context.line(f"removed {counted(removed, 'key')}")
     return code
@@ -103,20 +96,6 @@ async def _chosen(store: Store, keys: tuple[str, ...], prefix: bool) -> AsyncIte
             if one not in told:
                 told.add(one)
                 yield one
-
-
-async def _remove(store: Store, key: str) -> str:
-    """Remove a key as it is now; what came of it."""
-    for _ in range(_TRIES):
-        head = await bounded(store.load(key), "load", key)
-        if head is None:
-            return "absent"
-        try:
-            await delete_with_spool(store, key, head.version, store.spool_dir)
-        except ConflictError:
-            continue
-        return "removed"
-    return "changing"
 
 
 @command("gc")
@@ -162,83 +141,57 @@ async def gc(
     it is opened next. A blob of which we cannot tell stays, too.
     """
     now = time.time()
-    keys: list[Finished] = []
-    blobs: list[Leftovers] = []
-    doubtful = 0
-    code = FINE
     async with opened(store) as opening:
-        progress = context.progress("looking")
-        looks = abreast(opening.keys(prefix), partial(_look, opening), _AT_ONCE)
-        async with aclosing(looks):
-            async for look in looks:
-                progress.key()
-                if look is None:
-                    continue
-                if look.head.fault is not None:
-                    code = FAILED
-                    context.warn(f"aiocheckpoint: {printable(look.head.fault)}; it is left alone")
-                old = None if older_than is None else finished(look, statuses, now - older_than)
-                if old is not None:
-                    keys.append(old)
-                    continue
-                left = leftovers(look, now - grace)
-                doubtful += len(left.doubtful)
-                if left.removable:
-                    blobs.append(left)
-        keys.sort()
-        blobs.sort()
-        _list(context, keys, blobs, dry_run)
-        count = sum(len(left.removable) for left in blobs)
-        what = f"{counted(len(keys), 'finished key')} and {counted(count, 'left-over blob')}"
-        if doubtful:
-            context.note(f"{counted(doubtful, 'blob')} that nothing names may yet be needed: left")
-        if dry_run or not (keys or blobs):
-            context.item("summary", keys=len(keys), blobs=count, left=doubtful, removed=False)
-            context.line(f"would remove {what}" if dry_run else "nothing to remove")
+        planned = await plan(
+            opening,
+            prefix,
+            statuses,
+            old=None if older_than is None else now - older_than,
+            at_rest=now - grace,
+            tick=context.progress("looking").key,
+        )
+        for fault in planned.damaged:
+            context.warn(f"aiocheckpoint: {printable(fault)}; it is left alone")
+        code = FAILED if planned.damaged else FINE
+        _list(context, planned, dry_run)
+        counts = {"blobs": planned.blob_count, "left": planned.doubtful}
+        if dry_run or not (planned.keys or planned.blobs):
+            context.item("summary", keys=len(planned.keys), **counts, removed=False)
+            if dry_run:
+                context.line(f"would remove {_what(len(planned.keys), planned)}")
+            else:
+                context.note("nothing to remove")
             return code
+        what = _what(len(planned.keys), planned)
         if not confirm(f"Remove {what} from {printable(opening.identity)}?", yes):
             context.note("nothing was removed")
             return FAILED
-        progress = context.progress("removing")
-        removed = 0
-        for old in keys:
-            progress.key()
-            removed += await _collect(context, opening, old)
-        for left in blobs:
-            progress.key()
-            delete = opening.delete_blobs(left.key, left.removable)
-            await bounded(delete, "delete_blobs", left.key)
-        context.item("summary", keys=removed, blobs=count, left=doubtful, removed=True)
+        stay = await carry_out(opening, planned, context.progress("removing").key)
+        for key in stay:
+            context.note(f"{printable(repr(key))} was written to meanwhile: it stays")
+        removed = len(planned.keys) - len(stay)
+        context.item("summary", keys=removed, **counts, removed=True)
         if not context.quiet:
-            what = f"{counted(removed, 'finished key')} and {counted(count, 'left-over blob')}"
-            context.line(f"removed {what}")
+            context.line(f"removed {_what(removed, planned)}")
     return code
 
 
-async def _look(store: Store, key: str) -> Look | None:
-    return await patiently(lambda: look_at(store, key))
+def _what(keys: int, planned: Plan) -> str:
+    return f"{counted(keys, 'finished key')} and {counted(planned.blob_count, 'left-over blob')}"
 
 
-async def _collect(context: Context, store: Store, old: Finished) -> bool:
-    """Remove a finished key, if it is still as it was."""
-    try:
-        await delete_with_spool(store, old.key, old.version, store.spool_dir)
-    except ConflictError:
-        context.note(f"{printable(repr(old.key))} was written to meanwhile: left")
-        return False
-    return True
-
-
-def _list(context: Context, keys: list[Finished], blobs: list[Leftovers], for_people: bool) -> None:
-    for old in keys:
+def _list(context: Context, planned: Plan, for_people: bool) -> None:
+    for old in planned.keys:
         context.item("key", key=old.key, status=old.status, created=when(old.created))
         if for_people:
             context.line(f"{old.status}  {age_text(old.created)}  {printable(old.key)}")
-    for left in blobs:
+    for left in planned.blobs:
         context.item("blobs", key=left.key, names=left.removable)
-        if for_people:
-            for name in left.removable:
-                context.line(f"blob  {printable(left.key)}: {printable(name)}")
+        for name in left.removable if for_people else ():
+            context.line(f"blob  {printable(left.key)}: {printable(name)}")
+    if planned.doubtful:
+        blobs = counted(planned.doubtful, "blob")
+        context.note(f"{blobs} that nothing names may yet be needed: left")
 
 
 COMMANDS: list[click.Command] = [rm, gc]

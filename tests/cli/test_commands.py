@@ -223,7 +223,7 @@ def test_rm_removes_what_was_named(url: str) -> None:
 
 def test_gc_removes_what_is_old(url: str) -> None:
     """Finished keys only if asked for, and of the status asked for; a list first."""
-    assert run("gc", url).stdout == "nothing to remove\n"
+    assert run("gc", url).stderr == "nothing to remove\n"
     left = "state-" + "0" * 32 + "-2-1"
     within(url, lambda store: store.put_blob("small", left, b"left"))
     dry = run("gc", url, "--dry-run", "--older-than", "0s", "--status", "done,failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -232,6 +233,23 @@ async def test_a_key_that_moves_on_is_copied_anew() -> None:
     found = await record_of(target, "k")
     assert found.blob is not None
     assert await target.list_blobs("k") == [found.blob.name]
+
+
+async def test_a_store_that_is_down_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several keys fail at once: one error is raised, and of the others nobody hears."""
+    monkeypatch.setattr(_abreast, "PATIENCE", 0.0)
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+    source, target = MemoryStore(), FaultyStore(MemoryStore())
+    for number in range(10):
+        async with aiocheckpoint.open(source, f"{number}") as cp:
+            await cp.write(b"x")
+    target.down = True
+    with pytest.raises(StoreUnavailableError, match="the store is down"):
+        await copied(source, target)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unheard == []
 
 
 class Moving(FaultyStore):

@@ -219,6 +219,18 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(own)
 
 
+def test_raw_bytes_do_not_go_to_a_terminal(jobs: str) -> None:
+    """They might be obeyed; a pipe gets them as they are."""
+    with terminal() as (own, other):
+        process = start("show", jobs, "large", "--raw", stdout=other)
+        os.close(other)
+        assert rest_of(own) == ""
+        assert process.wait(LATE) == 2
+        assert process.stderr is not None
+        process.stderr.close()
+    assert ended(start("show", jobs, "large", "--raw"))[:2] == (0, "x" * LARGE)
+
+
 def test_progress_shows_on_a_terminal_only(jobs: str) -> None:
     """One line that makes way for the result; in a pipe, and with --quiet, there is none."""
     with terminal() as (own, other):
