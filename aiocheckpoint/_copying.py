@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
 from typing import Literal, NamedTuple
 
+from . import _spool
 from ._abreast import abreast, patiently
 from ._calls import bounded, read_blob
 from ._contents import Part, Stream, Tick, parts_of
@@ -17,6 +18,7 @@ from ._errors import (
     StoreError,
     StoreUnavailableError,
 )
+from ._keys import store_name
 from ._looking import Look, blobs_of, look_at, see
 from ._records import Record
 from .abc import Put, Store
@@ -39,6 +41,8 @@ class Copied(NamedTuple):
     """What is wrong, or was left out."""
     size: int = 0
     """Bytes of its blobs that were copied."""
+    spooled: bool = False
+    """True if this machine's spool has something of it, which may be newer than the source."""
 
 
 async def copy(
@@ -52,7 +56,8 @@ async def copy(
 
     async def one(key: str) -> Copied:
         try:
-            return await copy_key(source, target, key, existing, tick)
+            copied = await copy_key(source, target, key, existing, tick)
+            return copied._replace(spooled=await asyncio.to_thread(_is_spooled, source, key))
         except StoreUnavailableError:
             raise
         except StoreError as exc:  # such as a record that is too large for the target
@@ -62,6 +67,11 @@ async def copy(
     async with aclosing(outcomes):
         async for outcome in outcomes:
             yield outcome
+
+
+def _is_spooled(store: Store, key: str) -> bool:
+    base = store.spool_dir
+    return base is not None and bool(_spool.left_over(base / store_name(key)))
 
 
 async def copy_key(

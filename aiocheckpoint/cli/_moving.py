@@ -118,9 +118,15 @@ async def copy_(
                 progress.key()
                 _report(context, copied, named=bool(keys))
                 total[copied.outcome] += 1
+                total["spooled"] += copied.spooled
                 total["incomplete"] += bool(copied.outcome == "copied" and copied.why)
                 size += copied.size
     context.item("summary", **{name: total[name] for name in _OUTCOMES}, bytes=size)
+    if total["spooled"]:
+        context.note(
+            f"of {counted(total['spooled'], 'key')} the spool may have newer states than SRC:"
+            " they are open, or were killed (then open them once, and copy again)"
+        )
     if not context.quiet:
         context.line(f"copied {counted(total['copied'], 'key')} ({size_text(size)} of blobs)")
         for outcome, text in _OUTCOMES.items():
@@ -141,8 +147,8 @@ _OUTCOMES = {
 
 
 def _report(context: Context, copied: Copied, *, named: bool) -> None:
-    key, outcome, why, size = copied
-    context.item("key", key=key, outcome=outcome, why=why, bytes=size)
+    key, outcome, why, size, spooled = copied
+    context.item("key", key=key, outcome=outcome, why=why, bytes=size, spooled=spooled)
     if why:
         context.warn(f"aiocheckpoint: {printable(repr(key))}: {outcome}: {printable(why)}")
     elif outcome == "gone" and named:

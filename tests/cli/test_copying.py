@@ -298,6 +298,21 @@ async def test_blobs_that_a_collector_took_are_put_again() -> None:
     assert await sound(target)
 
 
+async def test_states_in_the_spool_are_pointed_out(tmp_path: Path) -> None:
+    """They are not copied, and may be newer than what is."""
+    url = f"file:{tmp_path / 'jobs'}"
+    killed = "async with aiocheckpoint.open(url, 'k') as cp: await cp.write(b'x'); die()"
+    await asyncio.to_thread(children.run, killed, url)
+    source = open_store(url)
+    target = MemoryStore()
+    assert (await copied(source, target))["k"].spooled
+    async with aiocheckpoint.open(source, "k") as cp:
+        assert await cp.read() == b"x"
+    one = (await copied(source, target, "overwrite"))["k"]
+    assert (one.outcome, one.spooled) == ("copied", False)
+    await source.aclose()
+
+
 WRITING = """
 from pathlib import Path
 import shutil, tempfile
