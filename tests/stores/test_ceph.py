@@ -33,7 +33,7 @@ def proxy(service: Service) -> Iterator[Proxy]:
 
 
 class TestS3StoreOnCeph(_TestS3Store):
-    pass
+    many_keys = 10_000
 
 
 class TestS3OnCeph(_TestS3):
@@ -41,4 +41,4 @@ class TestS3OnCeph(_TestS3):
 
 
 class TestObstoreStoreOnCeph(_TestObstoreStore):
-    pass
+    many_keys = 10_000

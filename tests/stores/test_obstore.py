@@ -44,6 +44,8 @@ def proxy(service: Service) -> Iterator[Proxy]:
 
 
 class TestObstoreInMemory(StoreContract):
+    in_memory = True
+
     @pytest.fixture(autouse=True)
     def _memory(self) -> None:
         self.memory = MemoryStore()
@@ -61,6 +63,8 @@ class TestObstoreInMemory(StoreContract):
 
 
 class TestObstoreStore(StoreContract):
+    many_keys = 1000  # moto takes its time
+
     @pytest.fixture(autouse=True)
     def _bucket(self, service: Service) -> None:
         self.service = service
@@ -109,7 +113,7 @@ class LocalContract(StoreContract):
             return None
         return body[:-16] or None
 
-    async def test_large_blob(self) -> None:
+    async def test_blob_in_parts(self) -> None:
         """A blob in parts is put as one, and read back from any byte on."""
         store = await self.make_store()
         await store.put_blob("k", "b", chunks(13))

@@ -37,6 +37,8 @@ def proxy(service: Service) -> Iterator[Proxy]:
 
 
 class TestS3Store(StoreContract):
+    many_keys = 1000  # moto takes its time
+
     @pytest.fixture(autouse=True)
     def _bucket(self, service: Service) -> None:
         self.service = service
