@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import NamedTuple
 
 import xxhash
 
 from ._calls import bounded
-from ._errors import CorruptCheckpointError
+from ._compression import decompress
+from ._errors import CodecError, CorruptCheckpointError
 from ._files import read_manifest
 from ._records import Record
 from ._trees import gently
@@ -24,7 +25,11 @@ class Piece(NamedTuple):
 
     start: int
     size: int
+    """As it lies there."""
     digest: bytes
+    """Of the file's bytes."""
+    plain: int = 0
+    """How many these are, if it is compressed."""
 
 
 class Part(NamedTuple):
@@ -49,7 +54,7 @@ class Check:
         self._part = part
         self._whole = None if part.digest is None else xxhash.xxh3_128()
         self._pieces = sorted(part.pieces, reverse=True)  # the next one is the last
-        self._open: list[tuple[Piece, xxhash.xxh3_128]] = []
+        self._open: list[tuple[Piece, xxhash.xxh3_128 | _Compressed]] = []
         self._at = 0
         self._damaged = False
 
@@ -60,7 +65,8 @@ class Check:
         if self._whole is not None:
             self._whole.update(data)
         while self._pieces and self._pieces[-1].start < end:
-            self._open.append((self._pieces.pop(), xxhash.xxh3_128()))
+            piece = self._pieces.pop()
+            self._open.append((piece, _Compressed(piece) if piece.plain else xxhash.xxh3_128()))
         still = []
         for piece, digest in self._open:
             until = piece.start + piece.size
@@ -91,6 +97,23 @@ class Check:
         return None
 
 
+class _Compressed:
+    """The digest of what a piece decompresses to."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._plain = piece.plain
+        self._data = bytearray()
+
+    def update(self, data: memoryview) -> None:
+        self._data += data
+
+    def digest(self) -> bytes:
+        try:
+            return xxhash.xxh3_128_digest(decompress(memoryview(self._data), self._plain))
+        except ValueError:
+            return b""
+
+
 class Stream:
     """A blob on its way, checked. `fault` says afterwards what is wrong with it, if anything.
 
@@ -114,7 +137,7 @@ class Stream:
         check = Check(self._part)
         source = self._store.open_blob(self._key, self._part.name)
         try:
-            while chunk := await bounded(anext(source, b""), "open_blob", self._key):
+            while chunk := await self._next(source):
                 check.feed(chunk)
                 if check.surplus:
                     break
@@ -123,13 +146,20 @@ class Stream:
         except FileNotFoundError:
             self.fault = "is missing"
         else:
-            self.fault = check.fault()
+            self.fault = self.fault or check.fault()
         finally:
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
         if self.fault is not None:
             name = self._part.name
             raise CorruptCheckpointError(f"{self._part.what} of {self._key!r} {self.fault}: {name}")
+
+    async def _next(self, source: AsyncIterator[bytes]) -> bytes:
+        try:
+            return await bounded(anext(source, b""), "open_blob", self._key)
+        except (CorruptCheckpointError, CodecError) as exc:  # it is sealed
+            self.fault = f"cannot be opened ({exc})"
+            return b""
 
     async def read(self) -> str | None:
         """Read all and keep nothing; what is wrong."""
@@ -158,7 +188,8 @@ async def parts_of(store: Store, key: str, record: Record) -> dict[str, Part]:
         pieces: list[set[Piece]] = [set() for _ in manifest.packs]
         for entry in gently(manifest.entries):
             for chunk in entry.chunks:
-                pieces[chunk.pack].add(Piece(chunk.start, chunk.size, chunk.digest))
+                plain = chunk.size if chunk.compressed else 0
+                pieces[chunk.pack].add(Piece(chunk.start, chunk.stored, chunk.digest, plain))
         packs = {name: Part(name, "a pack of files") for name in files.packs}
         for pack, wanted in zip(manifest.packs, pieces, strict=True):
             packs[pack.name] = Part(

@@ -25,7 +25,8 @@ class Seen(NamedTuple):
     fault: str | None
     """Why it cannot be read."""
     later: bool = False
-    """True if it is whole, and of a later format than this version reads."""
+    """True if it is whole, and of a later format than this version reads, or encrypted under a key
+    that is not at hand."""
 
 
 class Generation(NamedTuple):
@@ -84,11 +85,14 @@ def see(key: str, frame: bytes) -> Seen:
     """A record, or what is wrong with it."""
     try:
         record, data = decode_record(key, frame)
-    except CorruptCheckpointError as exc:
-        return Seen(None, 0, str(exc))
-    except CodecError as exc:
-        return Seen(None, 0, str(exc), later=True)
-    return Seen(record, len(data) if record.blob is None else record.blob.size, None)
+    except (CorruptCheckpointError, CodecError) as exc:
+        return _unseen(exc)
+    stored = len(data) if record.blob is None else record.blob.size
+    return Seen(record, record.size if record.compression else stored, None)
+
+
+def _unseen(exc: CorruptCheckpointError | CodecError) -> Seen:
+    return Seen(None, 0, str(exc), later=isinstance(exc, CodecError))
 
 
 async def see_head(store: Store, key: str) -> Seen | None:
@@ -116,9 +120,11 @@ async def look_at(store: Store, key: str) -> Look | None:
     for name in sorted(name for name in names if name.startswith(GENERATION)):
         try:
             frame = await read_blob(store, key, name, 0)
+            generations.append(Generation(name, see(key, frame)))
         except FileNotFoundError:
             continue  # collected since
-        generations.append(Generation(name, see(key, frame)))
+        except (CorruptCheckpointError, CodecError) as exc:  # sealed, and it does not open
+            generations.append(Generation(name, _unseen(exc)))
     return Look(
         key,
         frozenset(before),

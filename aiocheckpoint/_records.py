@@ -92,9 +92,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fals
 
 
 class Unreadable(bytes):
-    """Stands for a record that its store could not open: a record of no bytes, and why."""
+    """Stands for a record that its store could not open: a record of no bytes, equal to no other,
+    and why."""
 
     error: CheckpointError
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @classmethod
     def because(cls, error: CheckpointError) -> Unreadable:

@@ -51,6 +51,7 @@ def content(size: int) -> bytes:
 class TestSealedMemoryStore(StoreContract):
     """A sealed store is a store."""
 
+    in_memory = True
     inner: MemoryStore | None = None
 
     async def make_store(self) -> Store:
