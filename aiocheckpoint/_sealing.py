@@ -116,8 +116,8 @@ def begun(keyring: Keyring, place: Place, head: bytes | memoryview) -> Sealed:
         raise CodecError(
             f"{place} is not encrypted, and the store was opened with encryption=: it is refused,"
             " as whoever can write to the store can have made it. To encrypt a store, copy it into"
-            " a new one (aiocheckpoint copy with --keys); to read it as it is, open it without"
-            " encryption="
+            " a new one (aiocheckpoint copy with --target-keys); to read it as it is, open it"
+            " without encryption="
         )
     if head[:8] != SEALED_MAGIC:
         raise CorruptCheckpointError(

@@ -18,6 +18,8 @@ from typing import Any
 import click
 
 from .._errors import CheckpointError, StoreError
+from .._keyring import Keyring
+from .._sealed import SealedStore
 from ..abc import Store
 from ..stores import local_path, open_store
 from ._progress import Progress
@@ -48,12 +50,18 @@ def cli() -> None:
     """Look at checkpoints in a store, check, copy and remove them."""
 
 
+KEYS: dict[str, Any] = {"metavar": "FILE", "type": click.Path(exists=True, dir_okay=False)}
+"""An option that names a file of keys."""
+
+
 class Context:
     """How a command was asked to speak."""
 
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool, keys: str | None) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self.keys = keys
+        """The file of the keyring that the store is encrypted with, if it is."""
         self._progress: Progress | None = None
 
     def progress(self, what: str) -> Progress:
@@ -100,12 +108,13 @@ def command(name: str) -> Callable[[Body], click.Command]:
         @functools.wraps(body)
         def run(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
             logging.getLogger("aiocheckpoint").addHandler(logging.NullHandler())
-            context = Context(as_json=as_json, quiet=quiet)
+            context = Context(as_json=as_json, quiet=quiet, keys=kwargs.pop("keyring"))
             raise click.exceptions.Exit(
                 _code(context, lambda: asyncio.run(body(context, *args, **kwargs)), debug)
             )
 
         run.params += [
+            click.Option(["--keys", "keyring"], **KEYS, help="The keyring of an encrypted STORE."),
             click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a line."),
             click.Option(["-q", "--quiet"], is_flag=True, help="Only results and errors."),
             click.Option(["--debug"], is_flag=True, help="Show a traceback with an error."),
@@ -155,6 +164,8 @@ def _told(exc: Exception) -> tuple[int, str]:
         return FAILED, str(exc)
     if isinstance(exc, (ValueError, ImportError)):
         return USAGE, str(exc)
+    if isinstance(exc, PermissionError) and exc.errno is None:  # of a keyring's file
+        return USAGE, str(exc)
     if isinstance(exc, OSError):
         where = f": {exc.filename}" if exc.filename else ""
         return FAILED, f"{exc.strerror or type(exc).__name__}{where}"
@@ -169,14 +180,18 @@ class _MissingError(Exception):
 
 
 @asynccontextmanager
-async def opened(location: str, *, make: bool = False) -> AsyncIterator[Store]:
-    """The one place where a command gets its store. `make` says that a new one may be made.
+async def opened(location: str, keys: str | None, *, make: bool = False) -> AsyncIterator[Store]:
+    """The one place where a command gets its store. `make` says that a new one may be made; `keys`
+    is the file of the keyring that it is encrypted with.
 
     Raises:
-        ValueError: there is no such kind of store.
+        ValueError: there is no such kind of store, or the file is none of keys.
         StoreError: it cannot be there.
     """
+    keyring = None if keys is None else Keyring.load(keys)
     store = _store(location, make)
+    if keyring is not None:
+        store = SealedStore(store, keyring)
     try:
         yield store
     finally:

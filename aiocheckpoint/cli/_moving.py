@@ -11,7 +11,7 @@ import click
 from .._copying import Copied, Existing, copy
 from .._keys import check_key
 from .._verifying import Report, verify
-from ._group import FAILED, FINE, Context, command, opened
+from ._group import FAILED, FINE, KEYS, Context, command, opened
 from ._text import counted, printable, size_text
 
 
@@ -26,7 +26,7 @@ async def verify_(context: Context, store: str, prefix: str) -> int:
     left over, or about to be named (see gc).
     """
     total = Counter[str]()
-    async with opened(store) as opening:
+    async with opened(store, context.keys) as opening:
         progress = context.progress("verifying")
         async with aclosing(verify(opening, prefix, progress.bytes)) as reports:
             async for report in reports:
@@ -83,6 +83,8 @@ def _tell(context: Context, report: Report) -> None:
 @click.option("--key", "keys", multiple=True, help="Only this key; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace keys that DST has and that differ.")
 @click.option("--skip-existing", is_flag=True, help="Pass over them, and do not count them failed.")
+@click.option("--target-keys", **KEYS, help="Encrypt DST with this keyring; --keys is that of SRC.")
+@click.option("--decrypt", is_flag=True, help="Have DST in clear, though SRC is encrypted.")
 async def copy_(
     context: Context,
     source: str,
@@ -91,6 +93,8 @@ async def copy_(
     keys: tuple[str, ...],
     overwrite: bool,
     skip_existing: bool,
+    target_keys: str | None,
+    decrypt: bool,
 ) -> int:
     """Copy keys from SRC to DST, with their states, files, results and generations.
 
@@ -98,17 +102,25 @@ async def copy_(
     is the same is passed over, so after an interruption run it again. Programs may go on writing
     to SRC: a key is copied as it was at one moment. What is staged and not stored yet (the spool)
     is not copied.
+
+    To encrypt a store copy it with --target-keys FILE, to change its keys with --keys FILE as well.
+    A line of such a file is an id, = and a key in base64; the first one encrypts.
     """
     if overwrite and skip_existing:
         raise click.UsageError("--overwrite or --skip-existing, not both")
     if keys and prefix is not None:
         raise click.UsageError("--key or --prefix, not both")
+    if context.keys is not None and (target_keys is None) != decrypt:
+        raise click.UsageError(
+            "SRC is encrypted: encrypt DST as well (--target-keys FILE; it may be the same file),"
+            " or have it in clear (--decrypt)"
+        )
     for key in keys:
         check_key(key)
     existing: Existing = "overwrite" if overwrite else "skip" if skip_existing else "refuse"
     total = Counter[str]()
     size = 0
-    async with opened(source) as src, opened(target, make=True) as dst:
+    async with opened(source, context.keys) as src, opened(target, target_keys, make=True) as dst:
         if src.identity == dst.identity:
             raise click.UsageError("SRC and DST are the same store")
         progress = context.progress("copying")

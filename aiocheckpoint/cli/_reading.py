@@ -81,7 +81,7 @@ async def ls(context: Context, store: str, prefix: str, status: str | None, long
     sizes are the state's and that of its files.
     """
     code, told = FINE, False
-    async with opened(store) as opening:
+    async with opened(store, context.keys) as opening:
         if not long and status is None:
             async for key in opening.keys(prefix):
                 context.line(printable(key))
@@ -139,7 +139,7 @@ async def show(
         raise click.UsageError("--raw gives the bytes alone: leave the other options out")
     if raw and sys.stdout.isatty():
         raise click.UsageError("--raw gives bytes that a terminal may obey: redirect them")
-    async with opened(store) as opening:
+    async with opened(store, context.keys) as opening:
         look = await look_at(opening, key)
         if look is None:
             context.warn(f"aiocheckpoint: there is no key {printable(repr(key))}")
@@ -269,7 +269,7 @@ def _entry_text(entry: Entry) -> str:
 async def history(context: Context, store: str, key: str) -> int:
     """List the records of a KEY that are kept: the newest, and its generations (keep=2 or more)."""
     check_key(key)
-    async with opened(store) as opening:
+    async with opened(store, context.keys) as opening:
         look = await look_at(opening, key)
     if look is None:
         context.warn(f"aiocheckpoint: there is no key {printable(repr(key))}")

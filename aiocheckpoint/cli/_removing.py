@@ -45,7 +45,7 @@ async def rm(context: Context, store: str, keys: tuple[str, ...], prefix: bool, 
         for key in keys:
             check_key(key)
     code = FINE
-    async with opened(store) as opening:
+    async with opened(store, context.keys) as opening:
         chosen: list[str] = []
         running = 0
         async for key in _chosen(opening, keys, prefix):
@@ -141,7 +141,7 @@ async def gc(
     it is opened next. A blob of which we cannot tell stays, too.
     """
     now = time.time()
-    async with opened(store) as opening:
+    async with opened(store, context.keys) as opening:
         planned = await plan(
             opening,
             prefix,
