@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so shells start what runs behind
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and the processes of tests inherit it
 
 uvloop_missing = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
 
