@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so shells start what runs behind
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # and the processes of tests inherit it
+# a shell starts what runs behind with SIGINT ignored, and the processes of tests would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 uvloop_missing = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
 

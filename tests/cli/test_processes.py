@@ -268,7 +268,7 @@ def test_rm_asks_a_person(jobs: str, answer: bytes, code: int, left: str) -> Non
 
 @pytest.mark.parametrize("command", [["rm", "large"], ["gc", "--older-than", "0s"]])
 def test_ctrl_c_at_the_question_removes_nothing(jobs: str, command: list[str]) -> None:
-    """One is enough."""
+    """One is enough, unless it comes in the instant before the reading: then a second is."""
 
     async def finish(cp: aiocheckpoint.Checkpointer[bytes]) -> None:
         await cp.write(b"x")
@@ -283,6 +283,8 @@ def test_ctrl_c_at_the_question_removes_nothing(jobs: str, command: list[str]) -
         os.close(other)
         read_until(own, "[y/N]")
         process.send_signal(signal.SIGINT)
+        if not select.select([own], [], [], 5.0)[0]:
+            process.send_signal(signal.SIGINT)
         shown = rest_of(own)
         assert ended(process)[0] == 130
     assert "Traceback" not in shown
