@@ -13,11 +13,12 @@ from pathlib import Path
 
 import anyio
 
-from . import core, large, map, postgres, redis
+from . import core, large, map, objects, postgres, redis
 from ._measure import Row, progress
 
 HEADER = ["what", "target", "measured (median)", "rounds, from to", "verdict", "note"]
-ROWS = {**core.ROWS, **large.ROWS, **map.ROWS, **redis.ROWS, **postgres.ROWS}
+SUITES = (core, large, map, objects, redis, postgres)
+ROWS = {name: row for suite in SUITES for name, row in suite.ROWS.items()}
 DOC = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 

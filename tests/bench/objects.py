@@ -1,0 +1,154 @@
+"""The rows for object stores: many small puts, one large save, against the bare clients."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import obstore
+from aiobotocore.session import get_session
+from obstore.store import S3Store
+
+from aiocheckpoint import Runtime
+from aiocheckpoint.stores.s3 import client_config
+
+from ..stores.objects import local
+from ._measure import Row
+
+KEYS, PUTS, SIZE = 16, 60, 1024
+MB = 10**6
+LARGE = 200 * MB
+clock = time.perf_counter
+_prefixes = itertools.count()
+
+Put = Callable[[str, bytes, str | None], Awaitable[str]]
+
+
+def _url(scheme: str) -> str:
+    endpoint = quote(local("s3"), safe="")
+    keys = "access_key_id=test&secret_access_key=testsecret&region=us-east-1"
+    return f"{scheme}://bkt/{next(_prefixes)}?endpoint_url={endpoint}&{keys}"
+
+
+def _driver() -> Any:
+    """aiobotocore's client, configured as ours is."""
+    return get_session().create_client(
+        "s3",
+        endpoint_url=local("s3"),
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="testsecret",
+        config=client_config(),
+    )
+
+
+def _obstore() -> S3Store:
+    return S3Store(
+        "bkt",
+        endpoint=local("s3"),
+        region="us-east-1",
+        access_key_id="test",
+        secret_access_key="testsecret",
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+
+
+async def _by_aiobotocore(rounds: int, work: Callable[[Put], Awaitable[float]]) -> list[float]:
+    async with _driver() as driver:
+
+        async def put(name: str, data: bytes, version: str | None) -> str:
+            more = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+            response = await driver.put_object(Bucket="bkt", Key=name, Body=data, **more)
+            etag: str = response["ETag"]
+            return etag
+
+        return [await work(put) for _ in range(rounds)]
+
+
+async def _by_obstore(rounds: int, work: Callable[[Put], Awaitable[float]]) -> list[float]:
+    store = _obstore()
+
+    async def put(name: str, data: bytes, version: str | None) -> str:
+        mode: Any = "create" if version is None else {"e_tag": version}
+        answer = await obstore.put_async(store, name, data, mode=mode, use_multipart=False)
+        return answer["e_tag"] or ""
+
+    return [await work(put) for _ in range(rounds)]
+
+
+async def _bare_puts(put: Put) -> float:
+    """Seconds that the keys' puts take, each naming the version before."""
+    prefix = f"bare-{next(_prefixes)}"
+
+    versions: dict[int, str | None] = dict.fromkeys(range(KEYS))
+
+    async def one(number: int, count: int) -> None:
+        for _ in range(count):
+            name, data = f"{prefix}/{number}", os.urandom(SIZE)
+            versions[number] = await put(name, data, versions[number])
+
+    async def all_keys(count: int) -> float:
+        began = clock()
+        async with asyncio.TaskGroup() as group:
+            for number in range(KEYS):
+                group.create_task(one(number, count))
+        return clock() - began
+
+    await all_keys(3)
+    return await all_keys(PUTS)
+
+
+async def _our_puts(rt: Runtime) -> float:
+    """The same by handles, each of which writes and flushes."""
+    async with AsyncExitStack() as stack:
+        handles = [await stack.enter_async_context(rt.open(f"{n}")) for n in range(KEYS)]
+
+        async def one(number: int, count: int) -> None:
+            for _ in range(count):
+                await handles[number].write(os.urandom(SIZE))
+                await handles[number].flush()
+
+        took = 0.0
+        for count in (3, PUTS):  # connections first
+            began = clock()
+            async with asyncio.TaskGroup() as group:
+                for number in range(KEYS):
+                    group.create_task(one(number, count))
+            took = clock() - began
+        return took
+
+
+async def puts(directory: Path, rounds: int) -> list[Row]:
+    """Sixteen keys, each put as fast as it can be, by a runtime and by the bare client."""
+    rows = []
+    for scheme, bare in (("s3", _by_aiobotocore), ("s3+obstore", _by_obstore)):
+        ratios, ours = [], []
+        for _ in range(rounds + 1):
+            (base,) = await bare(1, _bare_puts)
+            async with Runtime(_url(scheme), min_interval=0, spool=None) as rt:
+                took = await _our_puts(rt)
+            ratios.append(base / took)
+            ours.append(KEYS * PUTS / took)
+        rows.append(
+            Row(
+                f"puts of {KEYS} concurrent keys to `{scheme}:`, against the bare client",
+                0.9,
+                "at least",
+                ratios[1:],
+                "%",
+                f"{statistics.median(ours):.0f} a second; 1 KB, a local service",
+            )
+        )
+    return rows
+
+
+ROWS = {"object-puts": puts}
