@@ -67,7 +67,7 @@ class ObjectClient(Protocol):
     async def put(
         self, name: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> str:
-        """Put a whole object, if the condition holds; its version."""
+        """Put a whole object, if the condition holds; its version. Ends within TIMEOUT."""
 
     def list(self, prefix: str) -> AsyncIterator[list[Listed]]:
         """Page by page, in any order, all whose names start with `prefix`."""

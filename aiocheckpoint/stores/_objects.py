@@ -33,7 +33,7 @@ from .._keys import key_of, store_name
 from ..abc import Head, Put, Source, Version
 from ._blobs import check_blob_name
 from ._object_blobs import pieces, send
-from ._object_client import TIMEOUT, Found, Listed, ObjectClient
+from ._object_client import Found, Listed, ObjectClient
 from ._remote import spool_place
 
 T = TypeVar("T")
@@ -80,6 +80,8 @@ class ObjectStore:
         if not batch:
             return []
         connection = await self._writable()
+        if len(batch) == 1:
+            return [await self._answer(connection, batch[0])]
         return await side_by_side([self._answer(connection, put) for put in batch])
 
     async def delete(self, key: str, expect: Version) -> None:
@@ -178,8 +180,7 @@ class ObjectStore:
         expect: str | None,
     ) -> str:
         try:
-            async with asyncio.timeout(TIMEOUT):
-                return await client.put(name, body, if_absent=expect is None, if_match=expect)
+            return await client.put(name, body, if_absent=expect is None, if_match=expect)
         except Exception as exc:
             answer = client.explain(exc)
             if answer is None:
@@ -359,8 +360,6 @@ class _Connection:
 
 async def side_by_side(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Do all, many at a time; their results in order, or the first error."""
-    if len(calls) == 1:
-        return [await calls[0]]
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def one(call: Coroutine[Any, Any, T]) -> T:

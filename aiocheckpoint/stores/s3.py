@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,8 @@ class S3Client:
         if if_match is not None:
             more = {"IfMatch": self._etag(if_match)}
         body: Any = data if len(data) <= _DIRECT else Body([data])
-        response = await self._s3.put_object(Bucket=self._bucket, Key=name, Body=body, **more)
+        async with asyncio.timeout(TIMEOUT):
+            response = await self._s3.put_object(Bucket=self._bucket, Key=name, Body=body, **more)
         return bare(response["ETag"])
 
     async def list(self, prefix: str) -> AsyncIterator[list[Listed]]:
