@@ -20,13 +20,12 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterator,
     Sequence,
 )
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .._errors import ConflictError, StoreError
 from .._keys import key_of, store_name
@@ -34,12 +33,12 @@ from ..abc import Head, Put, Source, Version
 from ._blobs import check_blob_name
 from ._object_blobs import pieces, send
 from ._object_client import Found, Listed, ObjectClient
+from ._object_connection import Connection, side_by_side
 from ._remote import spool_place
 
 T = TypeVar("T")
 
 NONCE = 16
-_AT_ONCE = 64  # requests of one batch
 _TAIL = 200  # characters of a long key's encoding between two slashes
 _NARROW = 35  # bytes of a prefix that every name of its keys begins with
 
@@ -61,7 +60,7 @@ class ObjectStore:
         self.spool_dir: Path | None = spool_place(identity)
         self._prefix = prefix and f"{prefix}/"
         self._connect = connect
-        self._clients: dict[asyncio.AbstractEventLoop, _Connection] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, Connection] = {}
         self._trusted = False
         self._quoted = True
         self._closed = False
@@ -142,7 +141,7 @@ class ObjectStore:
         for connection in connections:
             await connection.close()
 
-    async def _answer(self, connection: _Connection, put: Put) -> Version | StoreError:
+    async def _answer(self, connection: Connection, put: Put) -> Version | StoreError:
         body = put.record + os.urandom(NONCE)
         try:
             if put.expect is not None:
@@ -151,7 +150,7 @@ class ObjectStore:
         except StoreError as exc:
             return exc
 
-    async def _create(self, connection: _Connection, key: str, body: bytes) -> str:
+    async def _create(self, connection: Connection, key: str, body: bytes) -> str:
         try:
             return await self._put(connection, "commit", key, body, None)
         except ConflictError:
@@ -161,7 +160,7 @@ class ObjectStore:
         return await self._put(connection, "commit", key, body, found.version)
 
     async def _put(
-        self, connection: _Connection, op: str, key: str, body: bytes, expect: str | None
+        self, connection: Connection, op: str, key: str, body: bytes, expect: str | None
     ) -> str:
         """Put a head. It lands or ends in time, whatever becomes of the caller: an abandoned put
         might land late."""
@@ -189,7 +188,7 @@ class ObjectStore:
                 raise ConflictError("another version is the head", op=op, key=key) from answer.cause
             raise answer.error(self.identity, op, key) from answer.cause
 
-    async def _head(self, connection: _Connection, op: str, key: str) -> Found | None:
+    async def _head(self, connection: Connection, op: str, key: str) -> Found | None:
         name = self._head_name(key)
         try:
             with self._translated(connection.client, op, key):
@@ -225,7 +224,7 @@ class ObjectStore:
 
     # Connecting.
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> Connection:
         """The connection of the running loop: a store may outlive a runtime, and its loop."""
         loop = asyncio.get_running_loop()
         connection = self._clients.get(loop)
@@ -234,7 +233,7 @@ class ObjectStore:
                 raise RuntimeError("this store is closed")
             for other in [other for other in self._clients if other.is_closed()]:
                 del self._clients[other]
-            connection = self._clients[loop] = _Connection(self._connect)
+            connection = self._clients[loop] = Connection(self._connect)
         if not connection.ready:
             try:
                 await connection.open()
@@ -244,7 +243,7 @@ class ObjectStore:
                 raise
         return connection
 
-    async def _writable(self) -> _Connection:
+    async def _writable(self) -> Connection:
         connection = await self._connected()
         if not self._trusted:
             await connection.once(self._probe)
@@ -298,75 +297,6 @@ class ObjectStore:
 
     def _blob(self, key: str, name: str) -> str:
         return f"{self._prefix}blobs/{store_name(key)}/{name}"
-
-
-class _Connection:
-    """A client on one loop, with the tasks that outlive their callers.
-
-    The generator is closed by us, or by its loop when that ends.
-    """
-
-    def __init__(self, connect: Callable[[], AsyncGenerator[ObjectClient, None]]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._life = connect()
-        self._opening = self._loop.create_task(self._open())
-        self._probing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self.ready = False
-        self.client: ObjectClient
-
-    async def _open(self) -> None:
-        self.client = await anext(self._life)
-        self.ready = True
-
-    @property
-    def failed(self) -> bool:
-        return self._opening.done() and not self.ready
-
-    async def open(self) -> None:
-        await asyncio.shield(self._opening)
-
-    async def once(self, fn: Callable[[ObjectClient], Coroutine[Any, Any, None]]) -> None:
-        """Await one call of `fn`, together with all who want it, until it has succeeded."""
-        if self._probing is None or self._probing.done():
-            self._probing = self.start(fn(self.client))
-        await asyncio.shield(self._probing)
-
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run it to its end, which `close` awaits."""
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # somebody has seen it, or nobody cares
-
-    async def close(self) -> None:
-        if self._loop is asyncio.get_running_loop():
-            await self._close()
-        elif self._loop.is_running():
-            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-            await asyncio.wrap_future(closing)
-
-    async def _close(self) -> None:
-        await asyncio.wait([self._opening])
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._life.aclose()
-
-
-async def side_by_side(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all, many at a time; their results in order, or the first error."""
-    room = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(call: Coroutine[Any, Any, T]) -> T:
-        async with room:
-            return await call
-
-    return await asyncio.gather(*map(one, calls))
 
 
 def _common_name(prefix: str) -> str:

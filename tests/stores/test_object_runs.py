@@ -13,8 +13,8 @@ import aiocheckpoint
 from aiocheckpoint import FencedError, Runtime
 from aiocheckpoint.stores.s3 import S3Store
 
-from ..children import run
-from ..support import close, listed, true
+from ..children import number_of, read_back, run
+from ..support import close, listed, run_script, true
 from .faulty import Fault, LoseAnswer, Proxy, Refuse, Request, proxied
 from .objects import Service, moto
 
@@ -150,3 +150,45 @@ def test_memory(service: Service, scheme: str) -> None:
     size, more = run(_LARGE, service.url(service.bucket(), "", scheme), within=200)
     assert int(size) == 50 * (4 << 20)
     assert int(more) < 120
+
+
+_EXIT = """
+import asyncio, sys
+from aiocheckpoint import Runtime
+
+async def main():
+    rt = Runtime(sys.argv[1], spool=None)
+    await rt.__aenter__()
+    cp = await rt.open("k").__aenter__()
+    await cp.write(b"first")
+    await cp.flush()
+    await cp.write(b"last")
+    globals().update(rt=rt, cp=cp)
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+"""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_interpreter_exit(service: Service, scheme: str) -> None:
+    """What is staged when the interpreter exits with a runtime still open is stored."""
+    url = service.url(service.bucket(), "", scheme)
+    assert run_script(_EXIT, url).stderr == ""
+    assert read_back(url, spool=None) == b"last"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_killed_process(service: Service, tmp_path: Path, scheme: str) -> None:
+    """A process that is killed has its newest state in the spool, although the store is slow to
+    hear of it."""
+    url = service.url(service.bucket(), "", scheme)
+    body = """
+    async with aiocheckpoint.open(url, "k", spool=args[0]) as cp:
+        for n in range(1, 2000):
+            await cp.write(state(n))
+        die()
+    """
+    run(body, url, tmp_path)
+    assert number_of(read_back(url, spool=tmp_path)) == 1999
