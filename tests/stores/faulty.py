@@ -53,6 +53,13 @@ def without(request: Request, *names: str) -> Change:
     return Change(kept)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """The client sees a closed connection, which says enough."""
+
+
 class Proxy:
     """`fault` says what befalls each request; None lets it pass."""
 
@@ -120,8 +127,7 @@ class Proxy:
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), Handler)
         port = self.server.server_address[1]
         self.service = service._replace(endpoint=f"http://127.0.0.1:{port}")
 
