@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from ..._errors import ConflictError, StoreError, StoreUnavailableError
-from ...abc import Put, Store, Version
+from ...abc import Head, Put, Store, Version
 
 
 class Contract:
@@ -49,6 +49,15 @@ async def close(*stores: Store) -> None:
     """Close each once."""
     for store in dict.fromkeys(stores):
         await store.aclose()
+
+
+async def loaded(store: Store, key: str) -> Head | None:
+    """Load a key, as often as the store is unavailable."""
+    while True:
+        try:
+            return await store.load(key)
+        except StoreUnavailableError:
+            await asyncio.sleep(0.01)
 
 
 async def listed(store: Store, prefix: str = "") -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 
 from ..._errors import ConflictError, StoreError
 from ...abc import Put, Version
-from ._base import Contract, close, listed, put, race, refused
+from ._base import Contract, close, listed, loaded, put, race, refused
 
 
 class Heads(Contract):
@@ -135,7 +135,7 @@ class Heads(Contract):
             racers = [race(stores[i % 4], "k", version, b"%d" % i) for i in range(16)]
             answers = await asyncio.gather(*racers)
             assert answers.count(None) == 15, answers
-            head = await stores[3].load("k")
+            head = await loaded(stores[3], "k")
             assert head is not None
             version = head.version
             assert head.record == b"%d" % answers.index(version)
@@ -174,7 +174,7 @@ class Heads(Contract):
         async def read_on(reader: int) -> None:
             seen = 0
             while seen < last:
-                head = await stores[reader].load("k")
+                head = await loaded(stores[reader], "k")
                 assert head is not None
                 number, size = len(head.record) - 1000, len(head.record)
                 assert head.record == b"%d" % (number % 10) * size

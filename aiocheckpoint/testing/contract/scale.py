@@ -37,7 +37,7 @@ class Scale(Contract):
             assert not [answer for answer in answers if isinstance(answer, StoreError)]
         before = ""
         count = 0
-        with self.memory_below(self.many_keys * 1200):
+        with self.memory_below((4 << 20) + self.many_keys * 1000):
             async for key in store.keys(""):
                 assert key > before
                 before = key
