@@ -1,7 +1,7 @@
 """A trivial object service in memory: enough of S3, GCS or Azure to test and measure clients by.
 
 It checks no signatures and forgets everything. Run it in a process of its own:
-`python -m tests.stores.local_service PORT s3|gs|az`.
+`python -m tests.stores.local_service PORT s3|gs|az [SECONDS]`, which each answer takes.
 """
 
 from __future__ import annotations
@@ -178,8 +178,11 @@ class Service:
 class Connection(asyncio.Protocol):
     """Requests of one connection, in order."""
 
-    def __init__(self, answer: Callable[[str, str, dict[str, str], bytes], Reply]) -> None:
+    def __init__(
+        self, answer: Callable[[str, str, dict[str, str], bytes], Reply], seconds: float
+    ) -> None:
         self._answer = answer
+        self._seconds = seconds
         self._head = bytearray()
         self._request: tuple[str, str, dict[str, str]] | None = None
         self._body: list[bytes] = []
@@ -212,7 +215,12 @@ class Connection(asyncio.Protocol):
         if not self._left:
             request, self._request = self._request, None
             body, self._body = b"".join(self._body), []
-            self._send(request[0], self._answer(*request, body))
+            reply = self._answer(*request, body)
+            if self._seconds:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._seconds, self._send, request[0], reply)
+            else:
+                self._send(request[0], reply)
 
     def _send(self, method: str, reply: Reply) -> None:
         headers = {"Content-Length": str(len(reply.body)), **reply.headers}
@@ -223,12 +231,14 @@ class Connection(asyncio.Protocol):
             self._transport.write(reply.body)
 
 
-async def main(port: int, dialect: str) -> None:
+async def main(port: int, dialect: str, seconds: float = 0.0) -> None:
     service = Service(dialect)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(service.answer), "127.0.0.1", port)
+    server = await loop.create_server(
+        lambda: Connection(service.answer, seconds), "127.0.0.1", port
+    )
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:])))

@@ -79,16 +79,16 @@ def moto() -> Service:
 
 
 @functools.cache
-def local(dialect: str) -> str:
-    """The endpoint of our own trivial service, started once."""
-    return _started("-m", "tests.stores.local_service", last=dialect)
+def local(dialect: str, seconds: float = 0.0) -> str:
+    """The endpoint of our own trivial service, whose answers take so long; started once."""
+    return _started("-m", "tests.stores.local_service", last=(dialect, str(seconds)))
 
 
-def _started(*command: str, last: str = "") -> str:
+def _started(*command: str, last: tuple[str, ...] = ()) -> str:
     """A server in a process of its own, which ends with this one; its endpoint."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, *command, str(port), last],
+        [sys.executable, *command, str(port), *last],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
