@@ -29,16 +29,17 @@ class Keys(Contract):
         await store.aclose()
 
     async def test_keys_by_prefix(self) -> None:
-        """Thousands of keys are listed in order, and a prefix means nothing but itself."""
+        """Keys are listed in order, and a prefix means nothing but itself."""
         store = await self.make_store()
-        keys = [f"{prefix}{i}" for prefix in ("a%", "a_", "ab") for i in range(1000)]
+        count = 110
+        keys = [f"{prefix}{i}" for prefix in ("a%", "a_", "ab") for i in range(count)]
         answers = await store.commit([Put(key, None, b"x") for key in keys])
         assert not [answer for answer in answers if isinstance(answer, StoreError)]
         for key in ("a", "é", "\uffff", "😀"):
             await put(store, key, None, b"x")
         assert await listed(store) == sorted([*keys, "a", "é", "\uffff", "😀"])
-        assert await listed(store, "a%") == sorted(keys[:1000])
-        assert await listed(store, "a_") == sorted(keys[1000:2000])
-        assert await listed(store, "ab99") == ["ab99", *(f"ab99{i}" for i in range(10))]
+        assert await listed(store, "a%") == sorted(keys[:count])
+        assert await listed(store, "a_") == sorted(keys[count : 2 * count])
+        assert await listed(store, "ab10") == ["ab10", *(f"ab10{i}" for i in range(10))]
         assert await listed(store, "A") == []
         await store.aclose()
