@@ -231,8 +231,8 @@ class ObjectStore:
         if connection is None:
             if self._closed:
                 raise RuntimeError("this store is closed")
-            for other in [other for other in self._clients if other.is_closed()]:
-                del self._clients[other]
+            for other in [other for other in list(self._clients) if other.is_closed()]:
+                self._clients.pop(other, None)
             connection = self._clients[loop] = Connection(self._connect)
         if not connection.ready:
             try:

@@ -7,7 +7,7 @@ import re
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -53,7 +53,7 @@ _REFUSALS = {
 
 
 class Pool:
-    """At most `size` connections, made when they are needed and kept.
+    """At most `size` connections of each loop, made when they are needed and kept.
 
     psycopg_pool tries again and again in the background, logs each try, and answers a timeout
     whose reason is lost; our writer tries again by itself and must know why.
@@ -62,8 +62,8 @@ class Pool:
     def __init__(self, settings: Settings, tables: Tables, size: int) -> None:
         self._settings = settings
         self._tables = tables
-        self._room = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
+        self._size = size
+        self._shares: dict[asyncio.AbstractEventLoop, _Share] = {}
         self._closed = False
 
     async def call(self, op: str, key: str | None, fn: Callable[[Connection], Awaitable[T]]) -> T:
@@ -75,8 +75,8 @@ class Pool:
 
     async def close(self) -> None:
         self._closed = True
-        while self._idle:
-            await self._idle.pop().close()
+        for share in list(self._shares.values()):
+            await share.close()
 
     async def _call(self, fn: Callable[[Connection], Awaitable[T]]) -> T:
         async with self._connection() as connection:
@@ -84,8 +84,9 @@ class Pool:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        async with self._room:
-            connection = await self._waiting() or await self._connect()
+        share = await self._share()
+        async with share.room:
+            connection = await share.waiting() or await self._connect()
             known = False
             try:
                 yield connection
@@ -96,18 +97,20 @@ class Pool:
             finally:
                 idle = connection.info.transaction_status == TransactionStatus.IDLE
                 if known and idle and not self._closed:
-                    self._idle.append(connection)
+                    share.idle.append(connection)
                 else:
                     await connection.close()
 
-    async def _waiting(self) -> Connection | None:
-        """One that the server has not closed meanwhile."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed and not _readable(connection.fileno()):
-                return connection
-            await connection.close()
-        return None
+    async def _share(self) -> _Share:
+        """What the running loop has: a store may serve several runtimes, each with a loop."""
+        loop = asyncio.get_running_loop()
+        share = self._shares.get(loop)
+        if share is None:
+            share = self._shares[loop] = _Share(asyncio.Semaphore(self._size), [])
+            for other in [other for other in list(self._shares) if other.is_closed()]:
+                if (ended := self._shares.pop(other, None)) is not None:
+                    await ended.close()
+        return share
 
     async def _connect(self) -> Connection:
         if self._closed:
@@ -138,6 +141,27 @@ class Pool:
         told = exc.diag.message_primary or str(exc)
         text = " ".join(told.split()) + (f"; {hint}" if hint else "")
         return kind(f"{self._settings.identity}: {text}", op=op, key=key)
+
+
+class _Share(NamedTuple):
+    """The part of a pool that one loop has."""
+
+    room: asyncio.Semaphore
+    idle: list[Connection]
+
+    async def waiting(self) -> Connection | None:
+        """One that the server has not closed meanwhile."""
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.closed and not _readable(connection.fileno()):
+                return connection
+            await connection.close()
+        return None
+
+    async def close(self) -> None:
+        """Close what is idle, on whichever loop: nobody has it, and to close needs no loop."""
+        while self.idle:
+            await self.idle.pop().close()
 
 
 def blames_the_data(error: StoreError) -> bool:

@@ -70,8 +70,8 @@ class Link:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
-            for other in [other for other in self._lines if other.is_closed()]:
-                del self._lines[other]
+            for other in [other for other in list(self._lines) if other.is_closed()]:
+                self._lines.pop(other, None)
             line = self._lines[loop] = Line(self.place, self._told)
         return line
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from urllib.parse import quote
 
@@ -22,7 +24,7 @@ from aiocheckpoint.stores.postgres import PostgresStore
 from aiocheckpoint.testing.contract import StoreContract, listed, put, read, refused
 
 from ..postgresql import Admin, some_server
-from ..support import ROOT
+from ..support import ROOT, poll
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +157,8 @@ async def test_lost_prepared_statements(url: str, opened: Opened) -> None:
     store = opened.store(url)
     for _ in range(10):
         await store.load("k")
-    for connection in store._lookups._idle:
+    (share,) = store._lookups._shares.values()
+    for connection in share.idle:
         await connection.execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
     with pytest.raises(StoreError, match="pgbouncer in transaction mode add prepare"):
         await store.load("k")
@@ -360,6 +363,29 @@ async def test_several_statements(
         head = await store.load(f"{n}")
         assert head is not None
         assert head.version == (again[n] if n < 2 else answers[n])
+
+
+def test_many_loops(admin: Admin, url: str) -> None:
+    """Loops at once and one after the other share a store, more calls than connections on each."""
+    store = PostgresStore.from_url(url)
+    met = threading.Barrier(2, timeout=20)
+
+    async def busy(name: str) -> int:
+        await store.load(name)
+        met.wait()
+        puts = [Put(f"{name}{number}", None, b"r") for number in range(20)]
+        await asyncio.gather(*(store.commit([put]) for put in puts))
+        await asyncio.gather(*(store.put_blob(name, f"{n}", b"b") for n in range(20)))
+        return len(await store.list_blobs(name))
+
+    for turn in range(2):
+        with ThreadPoolExecutor() as threads:
+            done = [threads.submit(asyncio.run, busy(f"{turn}{one}")) for one in "ab"]
+            assert [found.result(30) for found in done] == [20, 20]
+    asyncio.run(store.aclose())
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'aiocheckpoint'"
+    gone = f"{query} AND datname = current_database()"
+    poll(lambda: admin.run(gone) == [(0,)])
 
 
 async def test_version_of_another_store(url: str, opened: Opened) -> None:

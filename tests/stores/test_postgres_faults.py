@@ -135,7 +135,7 @@ async def test_cancelled_commit(admin: Admin, store: PostgresStore) -> None:
         commit.cancel()
         with pytest.raises(asyncio.CancelledError):
             await commit
-        assert store._commits._idle == []
+        assert not any(share.idle for share in store._commits._shares.values())
         waiting = f"SELECT 1 {OURS} AND wait_event_type = 'Lock'"
         await support.true(lambda: not admin.run(waiting))
     assert await store.load("k") == (b"one", version)
@@ -235,7 +235,7 @@ async def test_read_only(admin: Admin) -> None:
     assert await store.load("k") == (b"one", version)  # the tables are there
     await unavailable(put(store, "k", version, b"two"), "target_session_attrs=read-write")
     await unavailable(store.put_blob("k", "b", b"x"), "read-only")
-    assert store._commits._idle == []
+    assert not any(share.idle for share in store._commits._shares.values())
     for each in (store, other):
         await each.aclose()
 
@@ -281,7 +281,8 @@ async def test_frozen_server(server: Server, admin: Admin, store: PostgresStore)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await put(store, "k", version, b"two")
-            assert not store._commits._room.locked()  # nothing is left waiting
+            (share,) = store._commits._shares.values()
+            assert not share.room.locked()  # nothing is left waiting
     head = await store.load("k")
     assert head is not None
     if head.version != version:
