@@ -24,7 +24,10 @@ def parse_url(url: str, known: Mapping[str, Sequence[str]]) -> ObjectUrl:
     Raises:
         ValueError: it names no bucket, or an option that is not known.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # not chained: it quotes what may be a secret
+        raise ValueError("this URL cannot be read; write s3://bucket/prefix?option=value") from None
     scheme = parts.scheme
     example = f"{scheme}://bucket/prefix?option=value"
     if "@" in parts.netloc:

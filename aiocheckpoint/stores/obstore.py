@@ -96,13 +96,16 @@ class ObstoreStore(ObjectStore):
     @classmethod
     def from_url(cls, url: str) -> ObstoreStore:
         scheme, bucket, prefix, options = parse_url(url, {s: tuple(o) for s, o in _OPTIONS.items()})
+        if options.get("credentials", "").lstrip().startswith("{"):  # the driver would quote it
+            raise ValueError("credentials is the path of a file, not what is in it")
         endpoint = check_endpoint(options.get("endpoint_url"))
         prefix = check_prefix(prefix)
         account = options.get("account") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        named = scheme
         if scheme == "s3+obstore":
-            endpoint = s3_endpoint(endpoint)
+            endpoint, named = s3_endpoint(endpoint), "s3"  # the same objects, so the same spool
         place = f"{account}/{bucket}" if scheme == "az" and account else bucket
-        identity = identity_of(scheme, place, prefix, endpoint)
+        identity = identity_of(named, place, prefix, endpoint)
         try:
             store = _driver(scheme, bucket, options, endpoint)
         except BaseError as exc:

@@ -155,6 +155,8 @@ class TestAzure(LocalContract):
         ("gs://bkt?region=x", "'region' is not known; there are endpoint_url, anonymous, cred"),
         ("az://bkt?account=a&account_key=hush-", "az://a/bkt/: .*Invalid Access Key.*mend"),
         ("az://bkt?endpoint_url=http://x:hush@host", "without credentials"),
+        ('gs://bkt?credentials={"private_key":"hush"}', "is the path of a file"),
+        ("s3://me:hush\u2100@bkt", "this URL cannot be read"),
         ("s3+obstore://bkt?profile=dev", "'profile' is not known"),
         ("s3+obstore://bkt?anonymous=1", "'anonymous' is true or false"),
     ],
@@ -173,7 +175,9 @@ def test_identity() -> None:
     assert repr(store) == "ObstoreStore('az://acct/box/some/place')"
     assert open_store("gs://bkt/p?anonymous=true").identity == "gs://bkt/p"
     url = "s3+obstore://bkt/p?endpoint_url=https://host:9000&access_key_id=a&secret_access_key=hush"
-    assert open_store(url).identity == "s3+obstore://bkt/p at host:9000"
+    assert open_store(url).identity == "s3://bkt/p at host:9000"
+    same = open_store(url.replace("s3+obstore", "s3"))
+    assert same.identity == open_store(url).identity  # and so they share the spool
 
 
 async def test_signed_urls_are_not_repeated() -> None:
