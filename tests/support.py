@@ -63,15 +63,6 @@ def stored_state(store: Store, key: str = "k") -> bytes | None:
     return None if found is None else found[1]
 
 
-async def close(store: Store) -> None:
-    """Close a store from whatever loop."""
-    await anyio.to_thread.run_sync(lambda: asyncio.run(_close(store)))
-
-
-async def _close(store: Store) -> None:
-    await store.aclose()
-
-
 async def happened(event: threading.Event, within: float = 10) -> None:
     """Wait for another thread's event without blocking the loop."""
     assert await anyio.to_thread.run_sync(event.wait, within), "it never happened"

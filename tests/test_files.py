@@ -33,7 +33,7 @@ from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, Wrapper
 
 from .children import run
-from .support import close, files, happened, true
+from .support import files, happened, true
 from .trees import make, make_odd, seen
 
 T = TypeVar("T")
@@ -356,7 +356,7 @@ async def test_a_moved_tree_is_taken_at_once_and_stored_behind(tmp_path: Path) -
             assert await cp.read() == b"2"
             await cp.restore(tmp_path / "out")
             assert seen(tmp_path / "out") == before
-    await close(store.store)
+    await store.store.aclose()
     assert files(spool) == []
 
 

@@ -27,7 +27,7 @@ from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, Wrapper
 
 from .children import read_back, run, small_disk
-from .support import close, files, happened, on_asyncio, true
+from .support import files, happened, on_asyncio, true
 from .trees import make, make_odd, seen
 
 
@@ -114,7 +114,7 @@ async def test_a_cancelled_save_changes_nothing(
             await is_whole(cp, tmp_path)
             await cp.save(source, state=b"new")
             await cp.restore(tmp_path / "out")
-    await close(inner)
+    await inner.aclose()
     assert seen(tmp_path / "out") == seen(source)
     assert not [path for path in files(tmp_path) if ".tmp-" in path.name]
 

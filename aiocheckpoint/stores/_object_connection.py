@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from ._loops import elsewhere, running_loop
 from ._object_client import ObjectClient
 
 T = TypeVar("T")
@@ -58,11 +59,11 @@ class Connection:
             task.exception()  # somebody has seen it, or nobody cares
 
     async def close(self) -> None:
-        if self._loop is asyncio.get_running_loop():
+        if self._loop is running_loop():
             await self._close()
         elif self._loop.is_running():
             closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-            await asyncio.wrap_future(closing)
+            await elsewhere(closing)
 
     async def _close(self) -> None:
         await asyncio.wait([self._opening])

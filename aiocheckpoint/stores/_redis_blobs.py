@@ -43,8 +43,9 @@ class RedisBlobs:
             async for chunk in chunks:
                 await self._stage(key, blob, sizes, chunk)
         except BaseException:
-            with suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(_TIDYING):  # else they expire
+            # else they expire: the server is gone, or the store was closed meanwhile
+            with suppress(StoreError, TimeoutError, RuntimeError):
+                async with asyncio.timeout(_TIDYING):
                     places = [self._place(blob, n) for n in range(len(sizes) + 1)]
                     await self._link.call("put_blob", key, "UNLINK", *places)
             raise

@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from .._errors import StoreError
+from ._loops import running_loop
 from ._redis_errors import answered, translated
 from ._redis_line import Line
 from ._redis_scripts import Script
@@ -58,7 +59,7 @@ class Link:
         self._closed = True
         lines, self._lines = self._lines, {}
         for loop, line in lines.items():
-            if loop is asyncio.get_running_loop():
+            if loop is running_loop():
                 await line.close()
             else:
                 with suppress(RuntimeError):  # that loop has ended, and closed what was its own

@@ -11,6 +11,8 @@ from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from ._loops import elsewhere
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -46,7 +48,8 @@ class Threads:
         """Return when every thread is idle and ends. Does nothing the second time."""
         with self._lock:
             ends = self._end()
-        await asyncio.gather(*map(asyncio.wrap_future, ends))
+        for end in ends:
+            await elsewhere(end)
 
     def start(self) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ from aiocheckpoint import FencedError, Runtime
 from aiocheckpoint.stores.s3 import S3Store
 
 from ..children import number_of, read_back, run
-from ..support import close, listed, run_script, true
+from ..support import listed, run_script, true
 from .faulty import Fault, LoseAnswer, Proxy, Refuse, Request, proxied
 from .objects import Service, moto
 
@@ -101,7 +101,7 @@ async def test_one_store_for_two_runtimes(service: Service) -> None:
         async with Runtime(store, spool=None) as rt, rt.open("k") as cp:
             assert await cp.read() == (b"0" if number else None)
             await cp.write(b"%d" % number)
-    await close(store)
+    await store.aclose()
 
 
 async def test_service_that_comes_back(proxy: Proxy) -> None:

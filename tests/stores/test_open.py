@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aiocheckpoint import Runtime
 from aiocheckpoint._errors import StoreError
 from aiocheckpoint.stores import open_store
 from aiocheckpoint.stores.file import FileStore
@@ -121,3 +122,13 @@ def test_missing_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"pip install 'aiocheckpoint\[{module}\]'"):
         open_store(f"{scheme}://host/place")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", ["memory:", "sqlite:{}/jobs.db", "file:{}/jobs"])
+async def test_closed_by_the_user(tmp_path: Path, url: str) -> None:
+    """A store that the user made is closed on the user's loop, whichever that is."""
+    store = open_store(url.format(tmp_path))
+    async with Runtime(store, spool=None) as rt, rt.open("k") as cp:
+        await cp.write(b"1")
+    await store.aclose()

@@ -224,6 +224,24 @@ async def test_cancelled_blob(raw: redis.Redis, prefix: str, store: RedisStore) 
     assert below(raw, prefix) == {}
 
 
+async def test_blob_cancelled_as_the_store_closes(store: RedisStore) -> None:
+    """The tidying up, which a closed store refuses, does not take the cancellation's place."""
+    reached = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield bytes(4 << 20)
+        reached.set()
+        await asyncio.sleep(60)
+
+    putting = asyncio.ensure_future(store.put_blob("k", "b", source()))
+    await reached.wait()
+    await store.aclose()
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+
+
 async def test_blob_whose_answer_is_lost(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

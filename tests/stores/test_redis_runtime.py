@@ -18,7 +18,7 @@ from aiocheckpoint.stores import _redis_line
 from aiocheckpoint.stores.redis import RedisStore
 
 from .. import children
-from ..support import ROOT, close, listed, run_script, true
+from ..support import ROOT, listed, run_script, true
 from ..test_docs import save_files
 from .redis_server import ALWAYS, Server
 
@@ -271,7 +271,7 @@ async def test_one_store_for_several_runtimes(
         assert (stored(server, "k"), stored(server, "other")) == (b"%d" % turn,) * 2
         with server.client() as client:
             await true(lambda client=client: len(client.client_list()) == 1)  # type: ignore[misc]
-    await close(store)
+    await store.aclose()
     with pytest.raises(RuntimeError, match="closed"):
         await store.load("k")
     assert caplog.text.count("stored means") == 1
