@@ -20,6 +20,8 @@ OP_TIMEOUT = 30.0
 """Seconds after which a store call is given up, its outcome unknown."""
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 _SLOWEST = 1 << 20  # bytes a second that a large blob may take on top
+AHEAD = 64 << 20
+"""Bytes of a blob that a store may ask for side by side before it has the first of them."""
 
 
 def backoff(failures: int) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from ._calls import bounded
+from ._calls import AHEAD, bounded
 from ._compression import decompress
 from ._errors import CodecError, CorruptCheckpointError
 from ._files import read_manifest
@@ -156,7 +156,7 @@ class Stream:
 
     async def _next(self, source: AsyncIterator[bytes]) -> bytes:
         try:
-            return await bounded(anext(source, b""), "open_blob", self._key)
+            return await bounded(anext(source, b""), "open_blob", self._key, AHEAD)
         except (CorruptCheckpointError, CodecError) as exc:  # it is sealed
             self.fault = f"cannot be opened ({exc})"
             return b""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import xxhash
 
-from ._calls import bounded, read_blob, read_checked
+from ._calls import AHEAD, bounded, read_blob, read_checked
 from ._compression import Compression
 from ._errors import CorruptCheckpointError, StoreError
 from ._hops import hop
@@ -138,7 +138,7 @@ async def restore_tree(store: Store, key: str, files: Files, target: Path) -> No
     async def read(name: str, start: int, size: int) -> AsyncIterator[bytes]:
         chunks = store.open_blob(key, name, start, size)
         try:
-            while chunk := await bounded(anext(chunks, b""), "open_blob", key):
+            while chunk := await bounded(anext(chunks, b""), "open_blob", key, AHEAD):
                 yield chunk
         except FileNotFoundError:
             raise CorruptCheckpointError(f"files of {key!r} are missing: no {name}") from None

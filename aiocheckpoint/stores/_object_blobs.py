@@ -6,11 +6,12 @@ import asyncio
 import io
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from .._errors import StoreUnavailableError
 from ..abc import Source
-from ._object_client import PART, PARTS_AT_ONCE, ObjectClient, Piece
+from ._object_client import PART, PARTS_AT_ONCE, TIMEOUT, ObjectClient, Piece
 
 T = TypeVar("T")
 
@@ -49,10 +50,16 @@ async def send(
             await ask(upload.write(chunk))
         await ask(upload.finish())
     except BaseException as exc:
-        tidying = start(upload.abort())
+        tidying = start(_in_time(upload.abort()))
         if isinstance(exc, Exception):
             await asyncio.shield(tidying)
         raise
+
+
+async def _in_time(tidying: Awaitable[None]) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TIMEOUT):
+            await tidying
 
 
 async def pieces(

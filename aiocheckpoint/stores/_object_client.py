@@ -12,6 +12,9 @@ PART = 8 << 20
 PARTS_AT_ONCE = 4
 TIMEOUT = 30.0
 """Seconds after which a request is given up."""
+PART_TIMEOUT = 600.0
+"""The same for a part of a blob, as many may share a slow link. How long a whole blob may take is
+for the core to say."""
 CONNECT_TIMEOUT = 5.0
 
 _EVEN_PARTS = 3000  # of a size, as some services want it; then they grow fourfold
@@ -67,7 +70,8 @@ class ObjectClient(Protocol):
     async def put(
         self, name: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> str:
-        """Put a whole object, if the condition holds; its version. Ends within TIMEOUT."""
+        """Put a whole object, if the condition holds; its version. Ends within TIMEOUT, and what
+        a slow link needs."""
 
     def list(self, prefix: str) -> AsyncIterator[list[Listed]]:
         """Page by page, in any order, all whose names start with `prefix`."""
@@ -167,6 +171,11 @@ _BY_STATUS = {
     413: "the service takes no object that large",
     501: _LASTING["NotImplemented"],
 }
+
+
+def patience(size: int) -> float:
+    """Seconds that a put of so many bytes may take; the core allows for as slow a link."""
+    return TIMEOUT + size / (1 << 20)
 
 
 def part_size(number: int, size: int | None) -> int:

@@ -32,7 +32,7 @@ from .._keys import key_of, store_name
 from ..abc import Head, Put, Source, Version
 from ._blobs import check_blob_name
 from ._object_blobs import pieces, send
-from ._object_client import Found, Listed, ObjectClient
+from ._object_client import TIMEOUT, Found, Listed, ObjectClient
 from ._object_connection import Connection, side_by_side
 from ._remote import spool_place
 
@@ -118,7 +118,8 @@ class ObjectStore:
 
         async def forget(name: str) -> None:
             with self._translated(client, "delete_blobs", key), suppress(FileNotFoundError):
-                await client.delete(self._blob(key, name))
+                async with asyncio.timeout(TIMEOUT):
+                    await client.delete(self._blob(key, name))
 
         await side_by_side([forget(name) for name in names])
 
@@ -192,7 +193,8 @@ class ObjectStore:
         name = self._head_name(key)
         try:
             with self._translated(connection.client, op, key):
-                found = await connection.client.get(name)
+                async with asyncio.timeout(TIMEOUT):
+                    found = await connection.client.get(name)
         except FileNotFoundError:
             return None
         if len(found.data) < NONCE:
@@ -202,7 +204,12 @@ class ObjectStore:
     async def _listed(self, op: str, key: str | None, prefix: str) -> AsyncIterator[Listed]:
         client = (await self._connected()).client
         with self._translated(client, op, key):
-            async for page in client.list(prefix):
+            pages = aiter(client.list(prefix))
+            while True:
+                async with asyncio.timeout(TIMEOUT):
+                    page = await anext(pages, None)
+                if page is None:
+                    return
                 for found in page:
                     yield found
 
@@ -276,7 +283,8 @@ class ObjectStore:
                 raise self._untrustworthy("ignores If-Match, and would overwrite what is newer")
         finally:
             with suppress(Exception):  # what is left of it harms nobody
-                await client.delete(name)
+                async with asyncio.timeout(TIMEOUT):
+                    await client.delete(name)
         self._trusted = True
 
     def _untrustworthy(self, what: str) -> StoreError:

@@ -22,8 +22,8 @@ from .._errors import StoreError
 from ._object_client import (
     CONNECT_TIMEOUT,
     PART,
+    PART_TIMEOUT,
     PARTS_AT_ONCE,
-    TIMEOUT,
     Answer,
     Found,
     Listed,
@@ -31,6 +31,7 @@ from ._object_client import (
     Piece,
     bare,
     part_size,
+    patience,
 )
 from ._object_urls import check_endpoint, check_prefix, flag, identity_of, parse_url, s3_endpoint
 from ._objects import ObjectStore
@@ -135,7 +136,7 @@ def _driver(scheme: str, bucket: str, options: Mapping[str, str], endpoint: str 
         bucket,
         config=config,
         client_options={
-            "timeout": f"{TIMEOUT:.0f}s",
+            "timeout": f"{PART_TIMEOUT:.0f}s",
             "connect_timeout": f"{CONNECT_TIMEOUT:.0f}s",
             "allow_http": (endpoint or "").startswith("http:"),
         },
@@ -172,8 +173,9 @@ class ObstoreClient:
         if if_match is not None:
             etag = f'"{if_match}"' if self.quoted else if_match
             mode = {"version": if_match} if self._generations else {"e_tag": etag}
-        result = await obstore.put_async(self._store, name, data, mode=mode, use_multipart=False)
-        return self._version(result)
+        putting = obstore.put_async(self._store, name, data, mode=mode, use_multipart=False)
+        async with asyncio.timeout(patience(len(data))):
+            return self._version(await putting)
 
     async def list(self, prefix: str) -> AsyncIterator[list[Listed]]:
         folder = prefix.rpartition("/")[0]  # obstore lists whole folders

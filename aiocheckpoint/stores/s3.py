@@ -16,13 +16,14 @@ from botocore.parsers import ResponseParserError
 from .._errors import StoreError
 from ._object_client import (
     CONNECT_TIMEOUT,
-    TIMEOUT,
+    PART_TIMEOUT,
     Answer,
     Found,
     Listed,
     ObjectClient,
     Piece,
     bare,
+    patience,
 )
 from ._object_urls import check_endpoint, check_prefix, flag, identity_of, parse_url, s3_endpoint
 from ._objects import ObjectStore
@@ -136,7 +137,7 @@ def client_config(*, anonymous: bool = False, path_style: bool | None = None) ->
         more["s3"] = {"addressing_style": "path" if path_style else "virtual"}
     return AioConfig(
         connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=TIMEOUT - CONNECT_TIMEOUT,
+        read_timeout=PART_TIMEOUT,  # which runs while a body is sent, too
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=_CONNECTIONS,
         parameter_validation=False,
@@ -176,7 +177,7 @@ class S3Client:
         if if_match is not None:
             more = {"IfMatch": self._etag(if_match)}
         body: Any = data if len(data) <= _DIRECT else Body([data])
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(patience(len(data))):
             response = await self._s3.put_object(Bucket=self._bucket, Key=name, Body=body, **more)
         return bare(response["ETag"])
 

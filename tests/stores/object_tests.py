@@ -12,6 +12,7 @@ import pytest
 
 from aiocheckpoint._errors import ConflictError, StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Put
+from aiocheckpoint.stores import _object_client
 from aiocheckpoint.stores._objects import NONCE, ObjectStore
 from aiocheckpoint.testing.contract import listed, put, read, refused
 
@@ -302,6 +303,25 @@ class ObjectStoreTests(OnService):
         await store.aclose()
         assert self.uploads() == []
         assert [name for name in self.names() if "/blobs/" in name] == []
+
+    async def test_slow_part(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A part that shares a slow link may take longer than any small request may."""
+        monkeypatch.setattr(_object_client, "TIMEOUT", 0.5)
+        held = threading.Event()
+        hold = HoldAnswer(held)
+        self.proxy.fault = lambda request: (
+            hold if "partNumber=1" in request.path or "/heads/slow" in request.path else None
+        )
+        store = self.store()
+        putting = asyncio.ensure_future(store.put_blob("k", "b", chunks(5)))
+        assert await asyncio.to_thread(self.proxy.passed_on.wait, 20)
+        with pytest.raises(StoreUnavailableError):
+            await put(store, "slow", None, b"x")
+        assert not putting.done()
+        held.set()
+        await putting
+        assert len(await read(store.open_blob("k", "b"))) == 20 << 20
+        await store.aclose()
 
     async def test_large_blob(self) -> None:
         """Parts go up side by side and come back in order, from any byte on."""
