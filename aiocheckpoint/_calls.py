@@ -19,7 +19,9 @@ T = TypeVar("T")
 OP_TIMEOUT = 30.0
 """Seconds after which a store call is given up, its outcome unknown."""
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
-_SLOWEST = 1 << 20  # bytes a second that a large blob may take on top
+_SLOWEST = 1 << 19  # bytes a second that a large blob may take on top
+PUTS_AT_ONCE = 4
+"""Large states under way at a time, and saves: more would share the link until none is in time."""
 AHEAD = 64 << 20
 """Bytes of a blob that a store may ask for side by side before it has the first of them."""
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import xxhash
 
-from ._calls import bounded
+from ._calls import PUTS_AT_ONCE, bounded
 from ._compression import QUICK, WORTH, Compression, compress
 from ._errors import StoreError
 from ._heads import generation_name, state_name
@@ -68,6 +68,7 @@ class Commits:
         self._running = 0
         self._pumping = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._large = asyncio.Semaphore(PUTS_AT_ONCE)
 
     def send(self, put: Put, sender: Sender) -> None:
         self._ready.append((put, sender))
@@ -137,11 +138,12 @@ class Commits:
             data = small
         if len(data) > INLINE_LIMIT:
             name = state_name(record)
-            put = self.store.put_blob(key, name, data)
             digesting = asyncio.ensure_future(
                 asyncio.to_thread(xxhash.xxh3_128_digest, data)
             )  # beside the disk, which takes longer
-            await bounded(put, "put_blob", key, size=len(data))
+            async with self._large:
+                put = self.store.put_blob(key, name, data)
+                await bounded(put, "put_blob", key, size=len(data))
             blob = Blob(name, len(data), await digesting)
             record = msgspec.structs.replace(record, blob=blob)
             data = b""

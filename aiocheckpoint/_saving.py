@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ._calls import backoff, bounded
+from ._calls import PUTS_AT_ONCE, backoff, bounded
 from ._commits import Commits
 from ._errors import CorruptCheckpointError, FencedError, StoreError, StoreUnavailableError
 from ._files import restore_tree, store_tree
@@ -34,6 +34,7 @@ class Saves:
         self._commits = commits
         self._store = commits.store
         self._outages = outages
+        self._room = asyncio.Semaphore(PUTS_AT_ONCE)
 
     async def save(self, held: Held, tree_id: str, root: Path, timeout: float) -> Files:
         """Put the files that lie at `root` to the store.
@@ -136,15 +137,16 @@ class Saves:
                 held.forgotten = files
 
     async def _store_tree(self, held: Held, tree_id: str, root: Path) -> Files:
-        return await store_tree(
-            self._store,
-            held.slot.key,
-            tree_id,
-            root,
-            held.stored_tree,
-            held.ledger.put,
-            self._commits.compression,
-        )
+        async with self._room:
+            return await store_tree(
+                self._store,
+                held.slot.key,
+                tree_id,
+                root,
+                held.stored_tree,
+                held.ledger.put,
+                self._commits.compression,
+            )
 
     async def _persistently(
         self, held: Held, timeout: float, attempt: Callable[[], Awaitable[T]]
