@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ._loops import elsewhere, running_loop
 from ._object_client import ObjectClient
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _AT_ONCE = 64  # requests of one batch
@@ -72,12 +73,12 @@ class Connection:
         await self._life.aclose()
 
 
-async def side_by_side(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all, many at a time; their results in order, or the first error."""
+async def side_by_side(fn: Callable[[S], Awaitable[T]], items: Sequence[S]) -> list[T]:
+    """Call for each, many at a time; the results in order, or the first error."""
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(call: Coroutine[Any, Any, T]) -> T:
+    async def one(item: S) -> T:
         async with room:
-            return await call
+            return await fn(item)
 
-    return await asyncio.gather(*map(one, calls))
+    return await asyncio.gather(*map(one, items))

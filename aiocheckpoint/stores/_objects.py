@@ -81,7 +81,7 @@ class ObjectStore:
         connection = await self._writable()
         if len(batch) == 1:
             return [await self._answer(connection, batch[0])]
-        return await side_by_side([self._answer(connection, put) for put in batch])
+        return await side_by_side(lambda put: self._answer(connection, put), batch)
 
     async def delete(self, key: str, expect: Version) -> None:
         connection = await self._writable()
@@ -121,7 +121,7 @@ class ObjectStore:
                 async with asyncio.timeout(TIMEOUT):
                     await client.delete(self._blob(key, name))
 
-        await side_by_side([forget(name) for name in names])
+        await side_by_side(forget, names)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         heads = f"{self._prefix}heads/"

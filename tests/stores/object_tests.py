@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -321,6 +322,22 @@ class ObjectStoreTests(OnService):
         held.set()
         await putting
         assert len(await read(store.open_blob("k", "b"))) == 20 << 20
+        await store.aclose()
+
+    async def test_deletion_cancelled(self) -> None:
+        """Of many deletions that are cancelled together nothing is heard again."""
+        store = self.store()
+        await store.put_blob("k", "b", b"x")
+        held = threading.Event()
+        self.proxy.fault = lambda request: HoldAnswer(held)
+        deleting = asyncio.ensure_future(store.delete_blobs("k", [f"b{n}" for n in range(100)]))
+        assert await asyncio.to_thread(self.proxy.passed_on.wait, 20)
+        deleting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deleting
+        held.set()
+        del deleting
+        gc.collect()  # what was never awaited would be told now
         await store.aclose()
 
     async def test_large_blob(self) -> None:
