@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_SIZE = 32
+CHECK_SIZE = 8
 _ID = re.compile(r"(?!#)[!-<>-~]{1,64}")
 _LARGEST = 1 << 20  # bytes that a file of keys may have
 
@@ -32,7 +33,7 @@ class Keyring:
         ImportError: the extra `encryption` is not installed.
     """
 
-    __slots__ = ("_keys", "_primary")
+    __slots__ = ("_checks", "_keys", "_primary")
 
     def __init__(self, keys: Mapping[str, bytes], primary: str | None = None) -> None:
         _aesgcm()
@@ -43,6 +44,7 @@ class Keyring:
         if primary is not None and primary not in keys:
             raise ValueError(f"primary={primary!r} is none of the keys {', '.join(keys)}")
         self._keys = dict(keys)
+        self._checks = {key_id: _check_value(key) for key_id, key in keys.items()}
         self._primary = next(iter(keys)) if primary is None else primary
 
     @property
@@ -130,17 +132,33 @@ def check_encryption(keyring: Keyring | None) -> Keyring | None:
     return keyring
 
 
+def check_value(keyring: Keyring, key_id: str) -> bytes:
+    """Tells a key from another of the same id, and nothing more of it.
+
+    Raises:
+        KeyError: the keyring has no key of this id.
+    """
+    return keyring._checks[key_id]
+
+
 def derive(keyring: Keyring, key_id: str, salt: bytes, info: bytes) -> AESGCM:
     """A cipher with a key of its own, for what `salt` and `info` name together.
 
     Raises:
         KeyError: the keyring has no key of this id.
     """
+    return _aesgcm()(_hkdf(keyring._keys[key_id], KEY_SIZE, salt, info))
+
+
+def _check_value(key: bytes) -> bytes:
+    return _hkdf(key, CHECK_SIZE, b"", b"aiocheckpoint: which key")
+
+
+def _hkdf(key: bytes, size: int, salt: bytes, info: bytes) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    key = keyring._keys[key_id]
-    return _aesgcm()(HKDF(SHA256(), KEY_SIZE, salt, info).derive(key))
+    return HKDF(SHA256(), size, salt, info).derive(key)
 
 
 def _aesgcm() -> type[AESGCM]:

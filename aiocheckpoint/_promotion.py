@@ -15,7 +15,7 @@ from ._held import Held
 from ._keyring import Keyring
 from ._records import Files
 from ._region import Moved, Recovered, Staged, Tree
-from ._sealing import unstage
+from ._sealing import lacking, unstage
 from .abc import Store
 
 _log = logging.getLogger("aiocheckpoint")
@@ -123,12 +123,18 @@ class Newest:
         staged, keyring, sealed = recovered.staged, self._keyring, recovered.sealed
         if sealed is None and keyring is None:
             return staged.data
-        if sealed is not None and (keyring is None or sealed.key_id not in keyring.ids):
-            raise CodecError(
-                f"the spool has a newer state of {self._key!r} than the store, seq {staged.seq},"
-                f" encrypted under the key {sealed.key_id!r}: open with encryption= a Keyring that"
-                f" has that key, or remove {recovered.path} to go back to what was stored"
+        if sealed is not None:
+            lack = (
+                f"the key {sealed.key_id!r}: open with encryption= a Keyring that has that key"
+                if keyring is None
+                else lacking(keyring, sealed.key_id, sealed.check)
             )
+            if lack is not None:
+                raise CodecError(
+                    f"the spool has a newer state of {self._key!r} than the store, seq"
+                    f" {staged.seq}, encrypted under {lack}; or remove {recovered.path} to go back"
+                    " to what was stored"
+                )
         try:
             if keyring is None or sealed is None:
                 raise ValueError("it is not encrypted, and the store is")
@@ -157,7 +163,8 @@ class Newest:
         paths = [path for path in self._left if path.name == tree_id + _spool.TREE]
         if isinstance(tree, Moved):
             paths.append(tree.path)
-        if not paths:
+        # of an encrypted store none lies there, and whoever may write there could have put it
+        if not paths or self._keyring is not None:
             raise LookupError(tree_id)
         if tree_id in self._uploaded:
             return self._uploaded[tree_id]

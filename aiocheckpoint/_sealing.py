@@ -2,7 +2,7 @@
 
 A sealed object is
 
-    magic (8) | format (u16) | key id (64) | salt (32) | XXH3-64 of all before (8)
+    magic (8) | format (u16) | key id (64) | check (8) | salt (32) | XXH3-64 of all before (8)
     segments: ciphertext of 1 MiB (the last: of what is left) | tag (16)
 
 The key of an object is derived by HKDF-SHA256 from the keyring's, a salt of its own, and a
@@ -18,7 +18,8 @@ has under it:
 
     nonce (12) | ciphertext | tag (16)
 
-The checksum of the head tells a damaged key id from one that the keyring does not have.
+The checksum of the head tells a damaged key id from one that the keyring does not have; the check
+is derived from the keyring's key, and tells that from another one of the same id.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import msgspec
 import xxhash
 
 from ._errors import CodecError, CorruptCheckpointError
-from ._keyring import Keyring, derive
+from ._keyring import CHECK_SIZE, Keyring, check_value, derive
 from ._records import MAGIC, SEALED_MAGIC
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ SEGMENT = 1 << 20
 """Plain bytes in a segment; only the last has fewer."""
 TAG = 16
 
-_HEAD = struct.Struct("<8sH64s32s")
+_SALT = 32
+_HEAD = struct.Struct(f"<8sH64s{CHECK_SIZE}s{_SALT}s")
 _SUM = struct.Struct("<Q")
 HEAD = _HEAD.size + _SUM.size
 _NONCE = struct.Struct(">3xQ?")
-_SALT = 32
 _STAGED_NONCE = struct.Struct(">4xQ")
 _STAGING_SALT = 16  # beside the claim's id, which is as random
 _SEQ = struct.Struct("<Q")
@@ -69,9 +70,8 @@ class Place(NamedTuple):
 class Sealed:
     """One object: its head, and its segments, sealed and opened one by one."""
 
-    def __init__(self, place: Place, key_id: str, head: bytes, aead: AESGCM) -> None:
+    def __init__(self, place: Place, head: bytes, aead: AESGCM) -> None:
         self._place = place
-        self._key_id = key_id
         self._aead = aead
         self.head = head
 
@@ -91,17 +91,17 @@ class Sealed:
         except InvalidTag:
             pass
         raise CorruptCheckpointError(
-            f"{self._place} is damaged, cut short, or not what was sealed there; or it was sealed"
-            f" under another key of the same id, {self._key_id!r}, than the keyring's"
+            f"{self._place} is damaged, cut short, or not what was sealed there"
         )
 
 
 def new(keyring: Keyring, place: Place) -> Sealed:
     """An object to be sealed under the primary key, once."""
-    salt = os.urandom(_SALT)
-    head = _HEAD.pack(SEALED_MAGIC, FORMAT, keyring.primary.encode(), salt)
+    salt, key_id = os.urandom(_SALT), keyring.primary
+    check = check_value(keyring, key_id)
+    head = _HEAD.pack(SEALED_MAGIC, FORMAT, key_id.encode(), check, salt)
     head += _SUM.pack(xxhash.xxh3_64_intdigest(head))
-    return _object(keyring, place, keyring.primary, head, salt)
+    return Sealed(place, head, derive(keyring, key_id, salt, _info(*place)))
 
 
 def begun(keyring: Keyring, place: Place, head: bytes | memoryview) -> Sealed:
@@ -127,24 +127,31 @@ def begun(keyring: Keyring, place: Place, head: bytes | memoryview) -> Sealed:
         raise CorruptCheckpointError(f"{place} is cut short: {len(head)} bytes")
     if _SUM.unpack(head[-_SUM.size :])[0] != xxhash.xxh3_64_intdigest(head[: -_SUM.size]):
         raise CorruptCheckpointError(f"{place} is damaged: its head's checksum does not match")
-    _, form, padded, salt = _HEAD.unpack(head[: -_SUM.size])
+    _, form, padded, check, salt = _HEAD.unpack(head[: -_SUM.size])
     if form != FORMAT:
         raise CodecError(
             f"{place} is encrypted in format {form}, and this aiocheckpoint reads format {FORMAT}:"
             " upgrade aiocheckpoint"
         )
     key_id = padded.rstrip(b"\0").decode("ascii", "backslashreplace")
-    try:
-        return _object(keyring, place, key_id, head, salt)
-    except KeyError:
-        raise CodecError(
-            f"{place} is encrypted under the key {key_id!r}, and the keyring has"
-            f" {', '.join(keyring.ids)}: add that key to it"
-        ) from None
+    lack = lacking(keyring, key_id, check)
+    if lack is not None:
+        raise CodecError(f"{place} is encrypted under {lack}")
+    return Sealed(place, head, derive(keyring, key_id, salt, _info(*place)))
 
 
-def _object(keyring: Keyring, place: Place, key_id: str, head: bytes, salt: bytes) -> Sealed:
-    return Sealed(place, key_id, head, derive(keyring, key_id, salt, _info(*place)))
+def lacking(keyring: Keyring, key_id: str, check: bytes) -> str | None:
+    """Which key it is that the keyring does not have, and what to do; None if it has it."""
+    if key_id not in keyring.ids:
+        return (
+            f"the key {key_id!r}, and the keyring has {', '.join(keyring.ids)}: add that key to it"
+        )
+    if check != check_value(keyring, key_id):
+        return (
+            f"another key of the same id, {key_id!r}, than the keyring's: give the keyring the one"
+            " that was used"
+        )
+    return None
 
 
 def _info(*what: str | bytes) -> bytes:
@@ -186,6 +193,7 @@ class StagingKey(NamedTuple):
 
     key_id: str
     salt: bytes
+    check: bytes
 
 
 class Staging:
@@ -195,7 +203,9 @@ class Staging:
     """Bytes that a sealed state has more than the plain one."""
 
     def __init__(self, keyring: Keyring, key: str, claim: bytes) -> None:
-        self.under = StagingKey(keyring.primary, os.urandom(_STAGING_SALT))
+        key_id = keyring.primary
+        check = check_value(keyring, key_id)
+        self.under = StagingKey(key_id, os.urandom(_STAGING_SALT), check)
         self._aead = _staging(keyring, key, claim, self.under)
         self._numbers = itertools.count()  # one for all: no number may come twice
 
@@ -235,7 +245,7 @@ def unstage(
         return aead.decrypt(nonce, sealed, _SEQ.pack(seq) + _about(codec, tree))
     except InvalidTag:
         pass
-    raise ValueError("it was not sealed here, or under another key of the same id")
+    raise ValueError("it was not sealed here")
 
 
 def _about(codec: str, tree: str) -> bytes:

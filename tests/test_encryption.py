@@ -279,13 +279,28 @@ async def test_wrong_keys_are_told_and_cost_nothing(scheme: str, keep: int, tmp_
     other = {"encryption": Keyring({"other": B}), "keep": keep}
     await _refused(url, CodecError, "under the key '2026-11', and the keyring has other", **other)
     same = {"encryption": Keyring({"2026-11": B}), "keep": keep}
-    await _refused(url, CorruptCheckpointError, "another key of the same id", **same)
+    await _refused(url, CodecError, "another key of the same id", **same)
     async with Runtime(url, encryption=Keyring({"other": B})) as rt:
         with pytest.raises(CodecError, match="add that key"):
             await rt.latest("k")
         assert await listed(rt.keys()) == ["k"]
     async with aiocheckpoint.open(url, "k", encryption=KEYRING, keep=keep) as cp:
         assert cp.epoch == 4
+        assert await cp.read() == b"2"
+
+
+async def test_two_new_keys_of_one_id_cost_nothing(tmp_path: Path) -> None:
+    """Machines that made each their own new key, under one id, read nothing of each other's; the
+    generations under the old key, which both have, do not stand in."""
+    url = url_of("file", tmp_path)
+    ours, theirs = ({"new": new, "old": A} for new in (B, Keyring.generate_key()))
+    for secret, text in (({"old": A}, b"1"), (ours, b"2")):
+        async with aiocheckpoint.open(url, "k", encryption=Keyring(secret), keep=3) as cp:
+            await cp.write(text)
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    await _refused(url, CodecError, "same id, 'new'", encryption=Keyring(theirs), keep=3)
+    assert {path: path.read_bytes() for path in files(tmp_path)} == before
+    async with aiocheckpoint.open(url, "k", encryption=Keyring(ours), keep=3) as cp:
         assert await cp.read() == b"2"
 
 
@@ -573,8 +588,39 @@ def test_a_killed_process_and_another_key(
     before = {path: path.read_bytes() for path in files(tmp_path)}
     with pytest.raises(CodecError, match=r"seq 9, encrypted under the key '2027-01'.*remove"):
         read_back(url, encryption=KEYRING)
+    other = Keyring({"2026-11": A, "2027-01": A})
+    with pytest.raises(CodecError, match=r"another key of the same id, '2027-01'.*remove"):
+        read_back(url, encryption=other)
     assert {path: path.read_bytes() for path in files(tmp_path)} == before
     assert read_back(url, encryption=Keyring.load(keys)) == state(9)
+
+
+def test_files_in_the_spool_are_not_believed(keys: Path, tmp_path: Path) -> None:
+    """Files in clear that somebody has put into the spool never become a checkpoint's, though it
+    has a state that goes with files which are gone from the store."""
+    url = url_of("file", tmp_path)
+    tree = make(tmp_path / "tree", good=b"good")
+    run(
+        """
+    keyring = aiocheckpoint.Keyring.load(args[0])
+    async with aiocheckpoint.open(url, "k", encryption=keyring, min_interval=1000) as cp:
+        await cp.write(b"stored")
+        await cp.flush()
+        cp._writer.store._store.commit = lambda batch: asyncio.sleep(1000)
+        saving = asyncio.ensure_future(cp.save(args[1], state=b"staged"))
+        while cp._slot.files is None:
+            await asyncio.sleep(0.01)
+        die()
+""",
+        url,
+        keys,
+        tree,
+    )
+    (spool,) = {path.parent for path in _regions(tmp_path / "s" / ".spool")}
+    (manifest,) = (tmp_path / "s").rglob("tree-*")
+    make(spool / f"{manifest.name[5:].partition('.')[0]}.tree", evil=b"evil")
+    manifest.unlink()
+    assert read_back(url, encryption=KEYRING) == b"stored"
 
 
 def _regions(directory: Path) -> list[Path]:
