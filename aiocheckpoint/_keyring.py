@@ -36,16 +36,14 @@ class Keyring:
     __slots__ = ("_checks", "_keys", "_primary")
 
     def __init__(self, keys: Mapping[str, bytes], primary: str | None = None) -> None:
-        _aesgcm()
-        for key_id, key in keys.items():
-            _check(key_id, key)
-        if not keys:
-            raise ValueError("a keyring needs a key: Keyring({'2026-11': Keyring.generate_key()})")
-        if primary is not None and primary not in keys:
-            raise ValueError(f"primary={primary!r} is none of the keys {', '.join(keys)}")
+        if fault := _fault(keys, primary):
+            del keys, self  # there are tools that show what the frames of an error hold
+            raise ValueError(fault)
         self._keys = dict(keys)
-        self._checks = {key_id: _check_value(key) for key_id, key in keys.items()}
         self._primary = next(iter(keys)) if primary is None else primary
+        del keys
+        _aesgcm()
+        self._checks = {key_id: _check_value(key) for key_id, key in self._keys.items()}
 
     @property
     def primary(self) -> str:
@@ -73,36 +71,7 @@ class Keyring:
             ValueError: it is not such a file.
             OSError: it cannot be read.
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise ValueError(f"{os.fspath(path)} is not a regular file")
-            if info.st_mode & 0o077:
-                raise PermissionError(
-                    f"{os.fspath(path)} holds keys, and others than its owner may use it:"
-                    " chmod 600 it"
-                )
-            text = file.read(_LARGEST)
-        keys: dict[str, bytes] = {}
-        for number, line in enumerate(text.splitlines(), start=1):
-            line = line.strip()
-            if not line or line.startswith(b"#"):
-                continue
-            key_id, equals, key = (part.strip() for part in line.partition(b"="))
-            try:
-                name = key_id.decode("ascii")
-                if not equals or name in keys:
-                    raise ValueError
-                keys[name] = base64.b64decode(key, validate=True)
-                _check(name, keys[name])
-            except (ValueError, binascii.Error):
-                # without the cause, and what the line says: it may be a key
-                raise ValueError(
-                    f"{os.fspath(path)}, line {number}: it is an id of its own, =, and {KEY_SIZE}"
-                    " bytes in base64"
-                ) from None
-        return cls(keys, primary)
+        return cls(_read(path), primary)
 
     def __repr__(self) -> str:
         return f"Keyring(<keys of {', '.join(self.ids)}>)"
@@ -111,18 +80,70 @@ class Keyring:
         raise TypeError("a keyring is not pickled: load it in the process that needs it")
 
 
-def _check(key_id: object, key: object) -> None:
+def _read(path: str | os.PathLike[str]) -> dict[str, bytes]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError(f"{os.fspath(path)} is not a regular file")
+        if info.st_mode & 0o077:
+            raise PermissionError(
+                f"{os.fspath(path)} holds keys, and others than its owner may use it: chmod 600 it"
+            )
+        keys = _parsed(file.read(_LARGEST))
+    if isinstance(keys, int):
+        raise ValueError(
+            f"{os.fspath(path)}, line {keys}: it is an id of its own, =, and {KEY_SIZE} bytes in"
+            " base64"
+        )
+    return keys
+
+
+def _parsed(text: bytes) -> dict[str, bytes] | int:
+    """The keys in a text, or the number of the line that is wrong: an error is not raised here,
+    where the frame holds keys."""
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        key_id, equals, key = (part.strip() for part in line.partition(b"="))
+        try:
+            name = key_id.decode("ascii")
+            if not equals or name in keys:
+                return number
+            keys[name] = base64.b64decode(key, validate=True)
+        except (ValueError, binascii.Error):
+            return number
+        if _key_fault(name, keys[name]) is not None:
+            return number
+    return keys
+
+
+def _fault(keys: Mapping[str, bytes], primary: str | None) -> str | None:
+    for key_id, key in keys.items():
+        if fault := _key_fault(key_id, key):
+            return fault
+    if not keys:
+        return "a keyring needs a key: Keyring({'2026-11': Keyring.generate_key()})"
+    if primary is not None and primary not in keys:
+        return f"primary={primary!r} is none of the keys {', '.join(keys)}"
+    return None
+
+
+def _key_fault(key_id: object, key: object) -> str | None:
     # neither is shown: they may be the wrong way round
     if not isinstance(key_id, str) or not _ID.fullmatch(key_id):
-        raise ValueError(
+        return (
             "a key's id is 1 to 64 printable ASCII characters, no space and no = among them, no #"
             " first"
         )
     if not isinstance(key, bytes) or len(key) != KEY_SIZE:
-        raise ValueError(
+        return (
             f"the key {key_id!r} is not {KEY_SIZE} bytes: make one by Keyring.generate_key(); a"
             " password is no key"
         )
+    return None
 
 
 def check_encryption(keyring: Keyring | None) -> Keyring | None:

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any
 
 import msgspec
@@ -140,6 +141,19 @@ def test_a_bad_line_is_named_by_its_number(keys: Path, line: str) -> None:
         Keyring.load(keys)
     assert line not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("text", ["2025-01 = typo\n", "", "a =\n"])
+def test_the_frames_of_an_error_hold_no_key(keys: Path, text: str) -> None:
+    """Tools that show the variables of each frame show nothing of a file that has a bad line, or
+    does not have the primary."""
+    with keys.open("a") as file:
+        file.write(text)
+    with pytest.raises(ValueError, match=r"line 4|is none of the keys") as caught:
+        Keyring.load(keys, primary="absent")
+    frames = TracebackException.from_exception(caught.value, capture_locals=True)
+    for shown in (repr(A)[2:-1], base64.b64encode(A).decode()):
+        assert shown not in "".join(frames.format())
 
 
 def test_a_directory_is_no_file_of_keys(tmp_path: Path) -> None:
