@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import xxhash
@@ -33,13 +33,16 @@ _PREFIX = struct.Struct("<8sHIQ")
 _SUM = 16
 
 Status = Literal["running", "done", "failed"]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Time = Annotated[float, msgspec.Meta(ge=-(2.0**35), le=2.0**37)]
+"""Seconds since 1970 that a datetime can be made of; none that is not a number."""
 
 
 class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A large state that lies outside the record."""
 
     name: str
-    size: int
+    size: Count
     digest: bytes
 
 
@@ -50,9 +53,9 @@ class Files(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Names the tree, however often it was tried to store it."""
     manifest: Blob
     packs: tuple[str, ...]
-    count: int
+    count: Count
     """Files in it."""
-    size: int
+    size: Count
     """Their bytes."""
 
     @property
@@ -72,22 +75,22 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fals
     key: str
     run: bytes
     claim: bytes
-    epoch: int
-    commit: int
-    attempt: int = 1
-    burnt: int = 0
+    epoch: Count
+    commit: Count
+    attempt: Count = 1
+    burnt: Count = 0
     status: Status = "running"
     result: bytes | None = None
     result_codec: str = ""
-    seq: int = 0
+    seq: Count = 0
     origin: bytes = b""
     codec: str = ""
-    created: float = 0.0
+    created: Time = 0.0
     blob: Blob | None = None
     files: Files | None = None
     compression: str = ""
     """How the state is compressed; empty if it is not."""
-    size: int = 0
+    size: Count = 0
     """The bytes of the state, if it is compressed: inline and in a blob are fewer."""
 
 

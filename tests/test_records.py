@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from datetime import UTC
+from typing import Any
 
 import msgspec
 import pytest
@@ -122,6 +123,26 @@ def test_a_header_that_makes_no_sense_is_damage(header: bytes) -> None:
     body = struct.pack("<8sHIQ", b"\x89AIOCKP\n", FORMAT, len(header), 0) + header
     with pytest.raises(CorruptCheckpointError, match="makes no sense"):
         decode_record("k", sealed(body))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"created": float("nan")},
+        {"created": 1e300},
+        {"epoch": 2**64 - 1},
+        {"attempt": 2**64 - 1},
+        {"burnt": -1},
+        {"seq": -1},
+        {"size": -1},
+        {"blob": Blob("state-x", -(10**12), b"")},
+    ],
+)
+def test_numbers_that_no_writer_writes_are_damage(change: dict[str, Any]) -> None:
+    """A count is no negative number, and can be counted on; a time is one that has a date."""
+    frame = encode_record(msgspec.structs.replace(SMALL, **change), b"")
+    with pytest.raises(CorruptCheckpointError, match="makes no sense"):
+        decode_record("k", frame)
 
 
 def test_the_record_of_another_key_is_damage() -> None:
