@@ -132,8 +132,11 @@ class IOThread:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+            try:
                 runner.run(self._main())
+            finally:
+                _close(runner)
         except OSError:
             if hasattr(self, "loop"):
                 raise
@@ -153,6 +156,16 @@ class IOThread:
         self._end = asyncio.Event()
         self._ready.set()
         await self._end.wait()
+
+
+def _close(runner: asyncio.Runner) -> None:
+    try:
+        runner.close()
+    except RuntimeError as exc:
+        # asyncio has the executor's threads joined in one more, which since Python 3.12 cannot be
+        # started while the interpreter exits; that joins them itself
+        if "can't create new thread" not in str(exc):
+            raise
 
 
 def _ready_executor() -> concurrent.futures.ThreadPoolExecutor:
