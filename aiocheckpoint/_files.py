@@ -96,11 +96,21 @@ async def read_manifest(store: Store, key: str, files: Files) -> Manifest:
     """The manifest that a record names.
 
     Raises:
-        CorruptCheckpointError: it is missing or damaged.
+        CorruptCheckpointError: it is missing or damaged, or lists other files than the record says.
         StoreError: it cannot be read.
     """
     frame = await read_checked(store, key, files.manifest, "the list of files")
-    return await hop(decode_manifest, key, frame)
+    return await hop(_listed, key, files, frame)
+
+
+def _listed(key: str, files: Files, frame: bytes) -> Manifest:
+    manifest = decode_manifest(key, frame)
+    if _files(files.id, files.manifest, manifest) != files:
+        raise CorruptCheckpointError(
+            f"the list of files of {key!r} is refused: their number, size or packs are not those"
+            " that its record says"
+        )
+    return manifest
 
 
 async def find_tree(store: Store, key: str, tree_id: str, blobs: list[str]) -> Files | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import xxhash
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ import aiocheckpoint
 from aiocheckpoint import CodecError, CorruptCheckpointError, Keyring, Runtime
 from aiocheckpoint._compression import QUICK, WORTH, compress, decompress
 from aiocheckpoint._files import read_manifest, store_tree
-from aiocheckpoint._records import INLINE_LIMIT, Record, decode_record, encode_record
+from aiocheckpoint._records import INLINE_LIMIT, Blob, Record, decode_record, encode_record
 from aiocheckpoint._trees import Chunk, Manifest, decode_manifest, encode_manifest
 from aiocheckpoint._unpacking import unpack
 from aiocheckpoint.stores.memory import MemoryStore
@@ -291,6 +292,26 @@ def test_a_manifest_that_lies_about_compression_is_refused(tmp_path: Path) -> No
 
     asyncio.run(main())
     assert seen(out) == seen(tree)
+
+
+def test_a_list_of_more_files_than_the_record_says_is_refused(tmp_path: Path) -> None:
+    """One small piece that is listed again and again comes to no more than `files_size` says."""
+    tree = make(tmp_path / "tree", text=bytes(4 << 20))
+
+    async def main() -> None:
+        store = MemoryStore()
+        stored = await store_tree(store, "k", "t-1", tree, None, compression="zstd")
+        manifest = await read_manifest(store, "k", stored)
+        root, entry = manifest.entries
+        bomb = root, msgspec.structs.replace(entry, chunks=entry.chunks * 1000)
+        frame = encode_manifest(msgspec.structs.replace(manifest, entries=bomb))
+        name = stored.manifest.name
+        await store.put_blob("k", name, frame)
+        blob = Blob(name, len(frame), xxhash.xxh3_128_digest(frame))
+        with pytest.raises(CorruptCheckpointError, match="number, size or packs"):
+            await read_manifest(store, "k", msgspec.structs.replace(stored, manifest=blob))
+
+    asyncio.run(main())
 
 
 def _with(manifest: Manifest, chunk: Chunk) -> Manifest:
