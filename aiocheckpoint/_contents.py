@@ -42,6 +42,11 @@ class Part(NamedTuple):
     """Of all of it."""
     pieces: frozenset[Piece] = frozenset()
 
+    @property
+    def known(self) -> bool:
+        """False if any bytes would do."""
+        return self.size is not None or self.digest is not None
+
     def joined(self, other: Part) -> Part:
         """The same blob, as two records know it."""
         return self._replace(pieces=self.pieces | other.pieces)

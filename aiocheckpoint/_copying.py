@@ -113,6 +113,8 @@ class _Copying:
         self._size = 0
         self._there = set[str]()
         """The blobs that the target has of it."""
+        self._good = set[str]()
+        """Those of them that we have put there, or read."""
         self._mine: bytes | None = None
         """The record that we have put there, as far as we know."""
 
@@ -172,13 +174,12 @@ class _Copying:
         """Copy those that are whole; what was left out."""
         left_out = []
         for name, seen in look.generations:
-            needed = {name} if seen.record is None else {name, *blobs_of(seen.record)}
-            if needed <= self._there and seen.record is not None:
-                continue
             try:
                 if seen.record is None:
                     raise CorruptCheckpointError(seen.fault)
                 await self._put_blobs(seen.record)
+                if await self._has_generation(name, seen.record):
+                    continue
                 frame = await read_blob(self._source, self._key, name, seen.size)
                 if see(self._key, frame).record != seen.record:
                     raise CorruptCheckpointError(f"{name} cannot be read twice")
@@ -193,12 +194,35 @@ class _Copying:
         return "; ".join(left_out)
 
     async def _put_blobs(self, record: Record) -> None:
-        if blobs_of(record) <= self._there:
+        if blobs_of(record) <= self._there & self._good:
             return
         parts = await parts_of(self._source, self._key, record)
         for part in parts.values():
-            if part.name not in self._there:
+            if not await self._has(part):
                 await self._stream(part)
+
+    async def _has(self, part: Part) -> bool:
+        """Whether the target has this blob. One that we have not put there may be damaged, in
+        clear, or encrypted under another key: it is read."""
+        if part.name not in self._there:
+            return False
+        if part.name not in self._good:
+            stream = Stream(self._target, self._key, part, lambda _: None)
+            if not part.known or await stream.read() is not None:
+                return False
+            self._good.add(part.name)
+        return True
+
+    async def _has_generation(self, name: str, record: Record) -> bool:
+        if name in self._there - self._good:
+            try:
+                frame = await read_blob(self._target, self._key, name, 0)
+            except (FileNotFoundError, CorruptCheckpointError, CodecError):
+                return False
+            if see(self._key, frame).record != record:
+                return False
+            self._good.add(name)
+        return name in self._there
 
     async def _stream(self, part: Part) -> None:
         stream = Stream(self._source, self._key, part, self._count)
@@ -211,13 +235,17 @@ class _Copying:
                     what = f"{part.what} of {self._key!r} {stream.fault}: {part.name}"
                     raise CorruptCheckpointError(what) from exc
                 raise
-        self._there.add(part.name)
+        self._now_there(part.name)
 
     async def _put(self, name: str, data: bytes) -> None:
         put = self._target.put_blob(self._key, name, data)
         await bounded(put, "put_blob", self._key, size=len(data))
-        self._there.add(name)
+        self._now_there(name)
         self._count(len(data))
+
+    def _now_there(self, name: str) -> None:
+        self._there.add(name)
+        self._good.add(name)
 
     def _count(self, size: int) -> None:
         self._size += size

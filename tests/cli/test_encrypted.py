@@ -80,6 +80,23 @@ def test_copy_encrypts_rotates_and_decrypts() -> None:
     check("file:ten", None)
 
 
+@pytest.mark.parametrize("head", ["none", "another"])
+@pytest.mark.parametrize("before", [[], ["--target-keys", "old"]])
+@pytest.mark.parametrize("after", [["--target-keys", "new"], []])
+def test_what_lies_there_otherwise_encrypted_is_copied_again(
+    before: list[str], after: list[str], head: str
+) -> None:
+    """A copy in clear or under other keys, cut short or finished: none of its blobs is used."""
+    fill("file:one")
+    assert run("copy", "file:one", "file:two", *before).exit_code == 0
+    for path in Path("two").glob("*/head.*") if head == "none" else ():
+        path.unlink()
+    assert run("copy", "file:one", "file:two", *after, "--overwrite").exit_code == 0
+    keys = ["--keys", "new"] if after else []
+    assert run("verify", "file:two", *keys).exit_code == 0
+    check("file:two", Keyring.load("new") if after else None)
+
+
 @pytest.mark.parametrize("options", [[], ["--target-keys", "new", "--decrypt"]])
 def test_copy_decrypts_only_when_told(options: list[str]) -> None:
     """Without a word about the target nothing of an encrypted store is copied in clear."""
