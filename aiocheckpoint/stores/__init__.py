@@ -50,7 +50,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     scheme = scheme.lower()
     if not colon or scheme not in _STORES:
         known = ", ".join(f"{scheme}:" for scheme in _STORES)
-        told = url if "@" not in url else f"{scheme}:..."  # it may hold a password
+        told = url if not {"@", "?"} & set(url) else f"{scheme}:..."  # it may hold a secret
         raise ValueError(f"{told!r} names no store; it starts with one of {known} (sqlite:jobs.db)")
     return _open(scheme, _local_path(url) if scheme in _PATHS else url)
 
@@ -89,7 +89,8 @@ def _local_path(url: str) -> str:
     if path.startswith("//"):
         host, slash, rest = path[2:].partition("/")
         if host not in ("", "localhost") or not slash:
-            raise ValueError(f"{url!r} names a host; a path is written {scheme}:{path[2:]}")
+            told = path[2:] if "@" not in path else "PATH"  # it may hold a password
+            raise ValueError(f"{scheme}://... names a host; a path is written {scheme}:{told}")
         path = "/" + unquote(rest)
     if not path:
         raise ValueError(f"{url!r} has no path; write {scheme}:PATH")
