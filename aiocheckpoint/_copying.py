@@ -146,7 +146,6 @@ class _Copying:
         if record is None:
             raise (CodecError if look.head.later else CorruptCheckpointError)(look.head.fault)
         await self._put_blobs(record)
-        left_out = await self._put_generations(look)
         if not same:
             self._mine = look.frame
             try:
@@ -158,7 +157,8 @@ class _Copying:
             # nothing named them before: somebody may have collected them
             self._there = set(await bounded(self._target.list_blobs(key), "list_blobs", key))
             await self._put_blobs(record)
-        return self.ended("copied", left_out)
+        # only now: under another record they would stand in for it, before its own
+        return self.ended("copied", await self._put_generations(look))
 
     def ended(self, outcome: Outcome, why: str = "") -> Copied:
         return Copied(self._key, outcome, why, self._size)

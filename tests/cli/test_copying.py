@@ -253,18 +253,27 @@ async def test_a_store_that_is_down_is_one_error(monkeypatch: pytest.MonkeyPatch
 
 
 class Moving(FaultyStore):
-    """With each commit of it, the source moves on."""
+    """With each commit of it, or just before it, a program stores its next state."""
 
-    def __init__(self, store: Store, cp: aiocheckpoint.Checkpointer[bytes]) -> None:
+    def __init__(
+        self, store: Store, cp: aiocheckpoint.Checkpointer[bytes], *, first: bool = False
+    ) -> None:
         super().__init__(store)
         self._cp = cp
+        self._first = first
 
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
+        if self._first:
+            await self._move_on()
         try:
             return await super().commit(batch)
         finally:
-            await self._cp.write(b"next")
-            await self._cp.flush()
+            if not self._first:
+                await self._move_on()
+
+    async def _move_on(self) -> None:
+        await self._cp.write(b"next")
+        await self._cp.flush()
 
 
 async def test_an_answer_that_was_lost_is_read_back() -> None:
@@ -278,6 +287,25 @@ async def test_an_answer_that_was_lost_is_read_back() -> None:
         faulty.lose_answers(1)
         one = await copy_key(inner, faulty, "k", "refuse", ignore)
     assert one.outcome == "copied"
+
+
+async def test_a_copy_that_fails_leaves_the_generations_of_another_alone() -> None:
+    """Where a program writes to the key in the target, nothing of the source stands in for it."""
+    inner, target = MemoryStore(), MemoryStore()
+    for _ in range(3):  # the source's are of a later epoch, and would be taken first
+        async with aiocheckpoint.open(inner, "k", keep=2) as cp:
+            await cp.write(b"x")
+    async with aiocheckpoint.open(target, "k", keep=2) as cp:
+        await cp.write(b"y")
+        await cp.flush()
+        before = await generations(target, "k")
+        one = await copy_key(inner, Moving(target, cp, first=True), "k", "overwrite", ignore)
+        assert (one.outcome, one.why[:18]) == ("failed", "somebody wrote to ")
+    assert before[-1] in await generations(target, "k")
+    await damage_head(target, "k")
+    async with aiocheckpoint.open(target, "k", keep=2) as cp:
+        assert await cp.read() in (b"y", b"next")
+    assert await sound(target)
 
 
 class Greedy(Wrapper):
