@@ -9,6 +9,13 @@ import sys
 def main() -> None:
     """Run the command line; exits."""
     try:
+        _main()
+    except KeyboardInterrupt:  # before or after the commands, which have their own
+        sys.exit(130)
+
+
+def _main() -> None:
+    try:
         import click  # noqa: F401 - the one package that it needs and the library does not
     except ImportError:
         print(

@@ -102,6 +102,21 @@ def test_without_click_it_says_how_to_get_it() -> None:
     run_script("import sys, aiocheckpoint; assert 'click' not in sys.modules")
 
 
+def test_ctrl_c_before_the_command_is_no_traceback() -> None:
+    """While its packages are read, too, it ends with 130 and no word."""
+    reading = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from aiocheckpoint.__main__ import main
+main()
+"""
+    assert ended(start("ls", source=reading)) == (130, "", "")
+
+
 def test_a_locale_without_the_letters_is_no_error(jobs: str) -> None:
     """What it cannot print is escaped."""
     code, out, err = ended(start("ls", jobs, PYTHONIOENCODING="ascii"))
@@ -209,6 +224,12 @@ def rest_of(fd: int) -> str:
         seen += more
 
 
+def asleep(pid: int) -> bool:
+    """Whether its main thread waits for something; True where nobody can tell."""
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "S"
+
+
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
     """Its own end, and the one for a process (closed once that has it)."""
@@ -282,6 +303,7 @@ def test_ctrl_c_at_the_question_removes_nothing(jobs: str, command: list[str]) -
         process = start(command[0], jobs, *command[1:], stdin=other, stderr=other)
         os.close(other)
         read_until(own, "[y/N]")
+        poll(lambda: asleep(process.pid))  # Python misses a signal just before it begins to read
         process.send_signal(signal.SIGINT)
         if not select.select([own], [], [], 5.0)[0]:
             process.send_signal(signal.SIGINT)
