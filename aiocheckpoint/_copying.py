@@ -15,6 +15,7 @@ from ._errors import (
     CodecError,
     ConflictError,
     CorruptCheckpointError,
+    SealedError,
     StoreError,
     StoreUnavailableError,
 )
@@ -51,6 +52,7 @@ async def copy(
     """Copy these keys, a few at a time; what became of each, in no order.
 
     Raises:
+        SealedError: the source was opened without a keyring, and is encrypted.
         StoreUnavailableError: one of the stores does not answer.
     """
 
@@ -91,6 +93,8 @@ async def copy_key(
     for _ in range(_ROUNDS):
         try:
             return await patiently(copying.run)
+        except SealedError:
+            raise
         except (CorruptCheckpointError, CodecError) as exc:
             if str(exc) == damage:  # as in read_head: damage is what is there twice
                 return copying.ended("failed", damage)
@@ -217,9 +221,9 @@ class _Copying:
         if name in self._there - self._good:
             try:
                 frame = await read_blob(self._target, self._key, name, 0)
+                if see(self._key, frame).record != record:
+                    return False
             except (FileNotFoundError, CorruptCheckpointError, CodecError):
-                return False
-            if see(self._key, frame).record != record:
                 return False
             self._good.add(name)
         return name in self._there

@@ -56,6 +56,10 @@ class CodecError(CheckpointError):
     """A state or result cannot be encoded or decoded."""
 
 
+class SealedError(CodecError):
+    """A stored record is encrypted, and there is no keyring."""
+
+
 class FlushTimeoutError(CheckpointError, TimeoutError):
     """A flush ran out of time. `key`, `staged` and `stored` say how far it came (seqs)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ._calls import bounded, read_blob
-from ._errors import CodecError, CorruptCheckpointError
+from ._errors import CodecError, CorruptCheckpointError, SealedError
 from ._heads import GENERATION
 from ._records import Record, decode_record
 from .abc import Store, Version
@@ -82,9 +82,15 @@ def state_of(generation: str) -> str | None:
 
 
 def see(key: str, frame: bytes) -> Seen:
-    """A record, or what is wrong with it."""
+    """A record, or what is wrong with it.
+
+    Raises:
+        SealedError: nothing is, but the store was opened without a keyring.
+    """
     try:
         record, data = decode_record(key, frame)
+    except SealedError:
+        raise
     except (CorruptCheckpointError, CodecError) as exc:
         return _unseen(exc)
     stored = len(data) if record.blob is None else record.blob.size
@@ -99,6 +105,7 @@ async def see_head(store: Store, key: str) -> Seen | None:
     """The head of a key alone; None if it has none.
 
     Raises:
+        SealedError: the store was opened without a keyring.
         StoreError: it cannot be read.
     """
     head = await bounded(store.load(key), "load", key)
@@ -109,6 +116,7 @@ async def look_at(store: Store, key: str) -> Look | None:
     """Look at a key that may be written to meanwhile; None if it has no head.
 
     Raises:
+        SealedError: the store was opened without a keyring.
         StoreError: it cannot be read.
     """
     before = await bounded(store.list_blobs(key), "list_blobs", key)

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 import xxhash
 
-from ._errors import CheckpointError, CodecError, CorruptCheckpointError
+from ._errors import CheckpointError, CodecError, CorruptCheckpointError, SealedError
 
 FORMAT = 1
 INLINE_LIMIT = 1 << 20
@@ -130,7 +130,7 @@ def decode_record(key: str, data: bytes) -> tuple[Record, bytes]:
     if isinstance(data, Unreadable):
         raise data.error.with_traceback(None)
     if data[:8] == SEALED_MAGIC:
-        raise CodecError(
+        raise SealedError(
             f"the stored record of {key!r} is encrypted: open the store with encryption= a Keyring"
             " that has its key"
         )

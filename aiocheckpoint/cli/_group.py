@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from .._errors import CheckpointError, StoreError
+from .._errors import CheckpointError, SealedError, StoreError
 from .._keyring import Keyring
 from .._sealed import SealedStore
 from ..abc import Store
@@ -34,7 +34,7 @@ Exit codes:
   0    fine
   1    damage was found, a key is missing, or some keys failed
   2    wrong usage, or nobody was there to be asked (--yes)
-  3    the store is not there, does not answer, or refuses
+  3    the store is not there, does not answer, refuses, or is encrypted (--keys)
   130  interrupted (Ctrl-C)
   141  whoever read the output went away
 
@@ -158,6 +158,8 @@ def _drop_output() -> None:
 
 def _told(exc: Exception) -> tuple[int, str]:
     """Exit code and line of an error. What a driver says may hold a secret: it is not told."""
+    if isinstance(exc, SealedError):
+        return STORE, "the store is encrypted: give the file of its keyring (--keys FILE)"
     if isinstance(exc, (StoreError, _MissingError)):
         return STORE, str(exc)
     if isinstance(exc, CheckpointError):

@@ -9,7 +9,7 @@ import click
 
 from .._collecting import Plan, carry_out, plan
 from .._deleting import delete_now
-from .._errors import ConflictError
+from .._errors import ConflictError, SealedError
 from .._keys import check_key
 from .._looking import see_head
 from ..abc import Store
@@ -49,7 +49,12 @@ async def rm(context: Context, store: str, keys: tuple[str, ...], prefix: bool, 
         chosen: list[str] = []
         running = 0
         async for key in _chosen(opening, keys, prefix):
-            seen = await see_head(opening, key)
+            try:
+                seen = await see_head(opening, key)
+            except SealedError:
+                chosen.append(key)  # it may be at work; removing it needs no keys
+                running += 1
+                continue
             if seen is None:
                 context.warn(f"aiocheckpoint: there is no key {printable(repr(key))}")
                 context.item("key", key=key, outcome="absent")

@@ -111,18 +111,25 @@ def test_without_keys_nothing_is_read_and_keys_are_listed() -> None:
     """An encrypted store without its keys is told to be one, and is not called damaged."""
     fill("file:one", Keyring.load("old"))
     assert run("ls", "file:one").stdout.split() == ["large", "tree"]
-    for command in (["show", "file:one", "large"], ["verify", "file:one"]):
-        told = run(*command)
-        assert told.exit_code == 1
-        assert "is encrypted: open the store with encryption=" in told.output
-    copied = run("copy", "file:one", "file:two")
-    assert copied.exit_code == 1
-    assert "is encrypted" in copied.output
+    for command in (
+        "ls -l file:one",
+        "show file:one large",
+        "history file:one large",
+        "verify file:one",
+        "gc file:one -n",
+        "copy file:one file:two",
+    ):
+        told = run(*command.split())
+        assert told.exit_code == 3, command
+        assert told.output == (
+            "aiocheckpoint: the store is encrypted: give the file of its keyring (--keys FILE)\n"
+        )
     wrong = run("show", "file:one", "large", "--keys", "new")
     assert wrong.exit_code == 1
     assert "under the key '2025-01', and the keyring has 2026-11" in wrong.output
     shown = items(run("show", "file:one", "large", "--keys", "old", "--json"))
     assert shown[0]["size"] == len(TEXT)
+    assert run("rm", "file:one", "large", "--yes").exit_code == 0
 
 
 def test_bad_files_of_keys_are_told() -> None:
