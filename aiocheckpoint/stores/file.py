@@ -28,7 +28,7 @@ from pathlib import Path
 
 from .._errors import ConflictError, StoreError, StoreUnavailableError
 from .._keys import key_of, store_name
-from ..abc import Head, Put, Source, Version
+from ..abc import Head, Put, Version
 from ._blobs import BlobFiles
 from ._disk import (
     READ_FLAGS,
@@ -41,6 +41,7 @@ from ._disk import (
     translated,
     write_durably,
 )
+from ._keeps_blobs import KeepsBlobs
 from ._threads import Threads
 
 _DELETED = b"aiocheckpoint: this key was deleted\n"
@@ -51,7 +52,7 @@ _ROUNDS = 50
 _THREADS = 16
 
 
-class FileStore:
+class FileStore(KeepsBlobs):
     """Keeps records as files below a directory, which is made if its parent exists.
 
     The file system must have hard links (ext4, xfs, btrfs, NFS and the like do, FAT does not).
@@ -87,20 +88,6 @@ class FileStore:
 
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         return await asyncio.gather(*map(self._commit, batch))
-
-    async def put_blob(self, key: str, name: str, source: Source) -> None:
-        await self._blobs.put(key, name, source)
-
-    def open_blob(
-        self, key: str, name: str, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
-        return self._blobs.open(key, name, start, size)
-
-    async def list_blobs(self, key: str) -> list[str]:
-        return await self._blobs.names(key)
-
-    async def delete_blobs(self, key: str, names: Sequence[str]) -> None:
-        await self._blobs.delete(key, names)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         keys = await self._threads.run(self._known_keys, prefix)

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import attrgetter
 
 from .._errors import ConflictError, StoreError, StoreUnavailableError
-from ..abc import Head, Put, Source, Version
+from ..abc import Head, Put, Version
+from ._keeps_blobs import KeepsBlobs
 from ._postgres_arrays import bigints, byteas
 from ._postgres_blobs import DURABLY, Blobs
 from ._postgres_pool import Pool, blames_the_data
@@ -25,7 +26,7 @@ _key = attrgetter("key")
 _MAX_RECORD = 256 << 20  # PostgreSQL's own limit is 1 GiB a message
 
 
-class PostgresStore:
+class PostgresStore(KeepsBlobs):
     """Keeps records in a table of a PostgreSQL database, blobs in two more beside it.
 
     The tables are made on first use; nothing is connected before that.
@@ -97,20 +98,6 @@ class PostgresStore:
                     failed = exc
             answers.update((put.key, failed) for put in puts[first:end])
         return [answers[put.key] for put in batch]
-
-    async def put_blob(self, key: str, name: str, source: Source) -> None:
-        await self._blobs.put(key, name, source)
-
-    def open_blob(
-        self, key: str, name: str, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
-        return self._blobs.open(key, name, start, size)
-
-    async def list_blobs(self, key: str) -> list[str]:
-        return await self._blobs.names(key)
-
-    async def delete_blobs(self, key: str, names: Sequence[str]) -> None:
-        await self._blobs.delete(key, names)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         first, after, end = prefix.encode(), b"", _successor(prefix.encode())

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from .._errors import ConflictError, StoreError, StoreUnavailableError
-from ..abc import Head, Put, Source, Version
+from ..abc import Head, Put, Version
+from ._keeps_blobs import KeepsBlobs
 from ._redis_blobs import RedisBlobs
 from ._redis_link import Link, Value
 from ._redis_scripts import COMMIT, DELETE, PAGE
@@ -24,7 +25,7 @@ _SENDING = 8.0  # s: a script that is sent by then has its answer before the cor
 _MAX_RECORD = 500 << 20  # of the 512 MiB that Redis takes
 
 
-class RedisStore:
+class RedisStore(KeepsBlobs):
     """Keeps records in a database of a Redis or Valkey server, under a prefix.
 
     The URL is `redis://`, or `rediss://` for TLS (`valkey://`, `valkeys://`), then
@@ -113,20 +114,6 @@ class RedisStore:
             else:
                 outcomes[n] = self._link.answered(answer, "commit", part[n].key)
         return [outcomes[n] for n in range(len(part))]
-
-    async def put_blob(self, key: str, name: str, source: Source) -> None:
-        await self._blobs.put(key, name, source)
-
-    def open_blob(
-        self, key: str, name: str, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
-        return self._blobs.open(key, name, start, size)
-
-    async def list_blobs(self, key: str) -> list[str]:
-        return await self._blobs.names(key)
-
-    async def delete_blobs(self, key: str, names: Sequence[str]) -> None:
-        await self._blobs.delete(key, names)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         start, end = b"[" + prefix.encode(), b"(" + prefix.encode() + b"\xff"  # never in UTF-8

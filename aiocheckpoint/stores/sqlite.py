@@ -11,9 +11,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from .._errors import ConflictError, StoreError, StoreUnavailableError
 from .._keys import store_name
-from ..abc import Head, Put, Source, Version
+from ..abc import Head, Put, Version
 from ._blobs import BlobFiles
 from ._disk import translated
+from ._keeps_blobs import KeepsBlobs
 from ._threads import Threads
 
 P = ParamSpec("P")
@@ -62,7 +63,7 @@ _REOPEN = frozenset(
 )
 
 
-class SqliteStore:
+class SqliteStore(KeepsBlobs):
     """Keeps records in the table `aiocheckpoint_heads` of a database, which is made if missing.
 
     The database may have other tables, and other programs may use it: it is put into WAL mode,
@@ -103,20 +104,6 @@ class SqliteStore:
 
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         return await self._threads.run(self._do, "commit", None, _commit, batch)
-
-    async def put_blob(self, key: str, name: str, source: Source) -> None:
-        await self._blobs.put(key, name, source)
-
-    def open_blob(
-        self, key: str, name: str, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
-        return self._blobs.open(key, name, start, size)
-
-    async def list_blobs(self, key: str) -> list[str]:
-        return await self._blobs.names(key)
-
-    async def delete_blobs(self, key: str, names: Sequence[str]) -> None:
-        await self._blobs.delete(key, names)
 
     async def keys(self, prefix: str) -> AsyncIterator[str]:
         start, after = prefix, ""  # no key is empty
