@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from ..._errors import ConflictError, StoreError, StoreUnavailableError
 from ...abc import Head, Put, Store, Version
+
+T = TypeVar("T")
 
 
 class Contract:
@@ -36,13 +38,10 @@ async def put(store: Store, key: str, expect: Version | None, record: bytes) -> 
 
 async def race(store: Store, key: str, expect: Version | None, record: bytes) -> Version | None:
     """Commit one record, as often as the store is unavailable; None if somebody else did."""
-    while True:
-        try:
-            return await put(store, key, expect, record)
-        except StoreUnavailableError:
-            await asyncio.sleep(0.01)
-        except ConflictError:
-            return None
+    try:
+        return await patiently(lambda: put(store, key, expect, record))
+    except ConflictError:
+        return None
 
 
 async def close(*stores: Store) -> None:
@@ -51,13 +50,17 @@ async def close(*stores: Store) -> None:
         await store.aclose()
 
 
-async def loaded(store: Store, key: str) -> Head | None:
-    """Load a key, as often as the store is unavailable."""
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Call it as often as the store is unavailable, which may be its answer to racing calls."""
     while True:
         try:
-            return await store.load(key)
+            return await call()
         except StoreUnavailableError:
             await asyncio.sleep(0.01)
+
+
+async def loaded(store: Store, key: str) -> Head | None:
+    return await patiently(lambda: store.load(key))
 
 
 async def listed(store: Store, prefix: str = "") -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from ..._errors import ConflictError, StoreError, StoreUnavailableError
+from ..._errors import StoreError, StoreUnavailableError
 from ...abc import Put, Version
-from ._base import Contract, chunked, put, read, refused
+from ._base import Contract, chunked, loaded, patiently, put, race, read, refused
 
 AFTER = [0, 1, 2, 3, 5, 8, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016]
 """Turns of the loop (int) or seconds (float) after which a call is cut off."""
@@ -24,15 +24,17 @@ class Interruptions(Contract):
         for n, after in enumerate(AFTER):
             cut, then = b"cut off %d" % n, b"then %d" % n
             await cut_off(store.commit([Put("k", version, cut)]), after)
-            try:
-                version = await put(store, "k", version, then)
-            except ConflictError:
-                head = await store.load("k")
+            while (stored := await race(store, "k", version, then)) is None:
+                head = await loaded(store, "k")
                 assert head is not None
-                assert head.record == cut
                 assert head.version != version
-                version = await put(store, "k", head.version, then)
-            assert await store.load("k") == (then, version)
+                if head.record == then:  # a race of the two, and the answer was lost
+                    stored = head.version
+                    break
+                assert head.record == cut
+                version = head.version
+            version = stored
+            assert await loaded(store, "k") == (then, version)
         head = await store.load("k")
         await store.aclose()
         again = await self.make_store()
@@ -45,20 +47,15 @@ class Interruptions(Contract):
         for n, after in enumerate(AFTER):
             version = await put(store, "k", None, b"one %d" % n)
             await cut_off(store.delete("k", version), after)
-            if await store.load("k") is None:
-                later = await put(store, "k", None, b"two %d" % n)
-            else:
-                with suppress(ConflictError):
-                    await put(store, "k", version, b"two %d" % n)
-                head = await store.load("k")
-                if head is None:
-                    continue  # it was on its way while we looked
-                later = head.version
-            await refused(store.delete("k", version))
-            head = await store.load("k")
-            assert head is not None
-            assert (head.record, head.version) == (b"two %d" % n, later)
-            await store.delete("k", later)
+            there = await loaded(store, "k") is not None
+            await race(store, "k", version if there else None, b"two %d" % n)
+            head = await loaded(store, "k")
+            if head is None:
+                continue  # it was on its way while we looked
+            await refused(patiently(lambda: store.delete("k", version)))  # noqa: B023
+            assert await loaded(store, "k") == head
+            assert head.record == b"two %d" % n
+            await store.delete("k", head.version)
         await store.aclose()
 
     async def test_blob_cut_off(self) -> None:
