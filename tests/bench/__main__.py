@@ -84,6 +84,18 @@ answer, where the raw statement takes 3 µs in all. A calendar instead of a tick
 pass instead of one task a key,
 and fewer objects for the garbage collector brought it from 2 % to where it is.
 
+**Puts to object stores.** If the service answers at once, two cores are all there is. The bare
+client spends some 50 µs of Python a put with obstore and about a millisecond with aiobotocore, a
+runtime 200 µs more: half of it on the user's loop (a write, a flush, a wake-up each), half on the
+I/O thread. And each result that passes from thread to thread costs the I/O thread a wait for the
+interpreter lock. One task, one timer and one call less per put, and wake-ups in batches, gave
+nothing that could be seen. Services that are not on the same machine take their time to answer, and
+then the runtime keeps up: so there is a row for one that takes 10 ms. A small state that is flushed
+each time is the worst case, but states that are written and not flushed came to the same share.
+
+**Ten thousand keys to PostgreSQL, through a runtime,** are held up by the same things as those to
+SQLite above: the store's own part is the row before. The target of that row is ours.
+
 **Loop lag.** The loop that is watched never rests, on a machine with two cores; the writing, the
 checksum and the kernel's own threads take what is left. Ten thousand files used to stop it for
 75 ms at a time, in the garbage collector: they make few objects now, and long computations of ours
