@@ -64,7 +64,7 @@ async def test_an_unknown_scheme_lists_the_known_ones(url: str) -> None:
 async def test_a_url_without_a_usable_path_says_how_to_write_it(url: str) -> None:
     with pytest.raises(ValueError, match=r"path|'memory:'") as caught:
         await opened(url)
-    assert repr(url) in str(caught.value)
+    assert url.partition("//host")[0] in str(caught.value)  # a host may have a password before it
 
 
 @pytest.mark.parametrize("store", [None, 5, b"sqlite:x", ["memory:"], MemoryStore, object()])
