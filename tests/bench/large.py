@@ -126,7 +126,7 @@ async def large(directory: Path, rounds: int) -> list[Row]:
     keyring = Keyring({"a": Keyring.generate_key()})
     return [
         await _large(directory, rounds, "", _large_states(), 0.8),
-        await _large(directory, rounds, ", encrypted", _large_states(), 0.4, encryption=keyring),
+        await _large(directory, rounds, ", encrypted", _large_states(), 0.5, encryption=keyring),
         await _large(
             directory, rounds, " of hexadecimal text, zstd", text, 0.2, compression="zstd"
         ),
