@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
 
 from ._object_client import PARTS_AT_ONCE, bare, part_size
 from ._s3_body import Body
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client as Driver
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef as CompletedPart
     from types_aiobotocore_s3.type_defs import CreateMultipartUploadOutputTypeDef as Created
+
+_ABORTS = (0.0, 0.1, 0.5)  # seconds before each try
 
 
 class S3Upload:
@@ -56,9 +59,19 @@ class S3Upload:
         for part in self._parts:
             part.cancel()
         await asyncio.gather(*self._parts, return_exceptions=True)
-        if self._created is not None:
-            with suppress(Exception):  # what is left, a lifecycle rule removes
+        if self._created is None:
+            return
+        # a part that was under way may be kept all the same, and then it takes another time:
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
+        for wait in _ABORTS:
+            await asyncio.sleep(wait)
+            try:
                 await self._s3.abort_multipart_upload(**self._object, UploadId=await self._id())
+            except ClientError as exc:
+                if exc.response.get("Error", {}).get("Code") == "NoSuchUpload":
+                    return
+            except Exception:
+                continue  # what is left in the end, a lifecycle rule removes
 
     async def _id(self) -> str:
         if self._created is None:
