@@ -22,7 +22,8 @@ from aiocheckpoint._records import decode_record
 from aiocheckpoint.abc import Put, Store, Version
 from aiocheckpoint.stores import open_store
 
-from ._measure import Row, progress
+from ._handles import first_states, opened
+from ._measure import Row
 
 _stamp = struct.Struct("<d92x").pack  # 100 bytes that tell when they were made
 clock = time.perf_counter
@@ -279,22 +280,10 @@ async def many_keys(directory: Path, rounds: int) -> list[Row]:
         return clock() - began
 
     async with Runtime(f"sqlite:{directory}/many.db") as rt, AsyncExitStack() as stack:
-        progress("  opening 10,000 keys")
         began = clock()
-        cps: list[aiocheckpoint.Checkpointer[bytes]] = []
-
-        async def enter(key: str, limiter: anyio.CapacityLimiter) -> None:
-            async with limiter:
-                cps.append(await stack.enter_async_context(rt.open(key, min_interval=3600)))
-
-        limiter = anyio.CapacityLimiter(500)
-        async with anyio.create_task_group() as group:
-            for key in keys:
-                group.start_soon(enter, key, limiter)
+        cps = await opened(rt, keys, stack)
         opening = clock() - began
-        for cp in cps:  # the first state of a key goes at once: let it be gone
-            await cp.write(os.urandom(100))
-        await rt.flush()
+        await first_states(rt, cps)
         upsert()
         for _ in range(rounds):
             for cp in cps:

@@ -10,16 +10,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import anyio
 import psycopg
 import pytest
 
-import aiocheckpoint
 from aiocheckpoint import Runtime
 from aiocheckpoint.abc import Put, Version
 from aiocheckpoint.stores.postgres import PostgresStore
 
 from ..postgresql import Admin, some_server
+from ._handles import first_states, opened
 from ._measure import Row, progress
 
 clock = time.perf_counter
@@ -136,22 +135,10 @@ async def _runtime(
     raw = _Raw(connection)
     ratios, rates = [], []
     async with Runtime(admin.url, spool=spool) as rt, AsyncExitStack() as stack:
-        progress("  opening 10,000 keys")
         began = clock()
-        cps: list[aiocheckpoint.Checkpointer[bytes]] = []
-
-        async def enter(key: str, limiter: anyio.CapacityLimiter) -> None:
-            async with limiter:
-                cps.append(await stack.enter_async_context(rt.open(key, min_interval=3600)))
-
-        limiter = anyio.CapacityLimiter(500)
-        async with anyio.create_task_group() as group:
-            for key in KEYS:
-                group.start_soon(enter, key, limiter)
+        cps = await opened(rt, KEYS, stack)
         opening = clock() - began
-        for cp in cps:  # the first state of a key goes at once: let it be gone
-            await cp.write(os.urandom(100))
-        await rt.flush()
+        await first_states(rt, cps)
         raw.upsert(into_empty=False)
         for _ in range(rounds):
             for cp in cps:

@@ -9,7 +9,6 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import anyio
 from redis import asyncio as redis
 
 import aiocheckpoint
@@ -17,7 +16,8 @@ from aiocheckpoint import Runtime, StoreError
 from aiocheckpoint.abc import Put, Version
 from aiocheckpoint.stores.redis import RedisStore
 
-from ._measure import Row, progress
+from ._handles import first_states, opened
+from ._measure import Row
 
 clock = time.perf_counter
 KEYS = [f"key/{n:05d}" for n in range(10_000)]
@@ -65,30 +65,13 @@ async def batches(directory: Path, rounds: int) -> list[Row]:
             rt = await stack.enter_async_context(
                 Runtime(RedisStore(url, prefix=f"{prefix}-rt"), spool=directory)
             )
-            cps = await _open(rt, stack)
+            cps = await opened(rt, KEYS, stack)
+            await first_states(rt, cps)
             store = RedisStore(url, prefix=prefix)
             stack.push_async_callback(store.aclose)
             return await _measure(raw, store, rt, cps, rounds)
     finally:
         await raw.clean()
-
-
-async def _open(rt: Runtime, stack: AsyncExitStack) -> list[aiocheckpoint.Checkpointer[bytes]]:
-    progress("  opening 10,000 keys")
-    cps: list[aiocheckpoint.Checkpointer[bytes]] = []
-
-    async def enter(key: str, limiter: anyio.CapacityLimiter) -> None:
-        async with limiter:
-            cps.append(await stack.enter_async_context(rt.open(key, min_interval=3600)))
-
-    limiter = anyio.CapacityLimiter(500)
-    async with anyio.create_task_group() as group:
-        for key in KEYS:
-            group.start_soon(enter, key, limiter)
-    for cp in cps:  # the first state of a key goes at once: let it be gone
-        await cp.write(os.urandom(100))
-    await rt.flush()
-    return cps
 
 
 async def _measure(
