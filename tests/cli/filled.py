@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from aiocheckpoint import Checkpointer
 from aiocheckpoint._calls import read_blob
 from aiocheckpoint._records import Record, decode_record
 from aiocheckpoint.abc import Put, Store
+from aiocheckpoint.testing import Wrapper
 
 LARGE = 2 << 20
 """Bytes of a state that lies in a blob."""
@@ -81,3 +84,24 @@ async def damage_blob(store: Store, key: str, name: str, at: int = 1000) -> None
 
 async def generations(store: Store, key: str) -> list[str]:
     return [name for name in await store.list_blobs(key) if name.startswith("gen-")]
+
+
+class Overtaken(Wrapper):
+    """Just before a state is read, somebody stores the next and collects the one before."""
+
+    def __init__(self, store: Store, cp: aiocheckpoint.Checkpointer[bytes], times: int) -> None:
+        super().__init__(store)
+        self._cp = cp
+        self.left = times
+
+    async def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        if name.startswith("state-") and self.left:
+            self.left -= 1
+            while name in await self.store.list_blobs(key):
+                await self._cp.write(bytes([self.left]) * LARGE)
+                await self._cp.flush()
+                await asyncio.sleep(0)
+        async for chunk in super().open_blob(key, name, start, size):
+            yield chunk

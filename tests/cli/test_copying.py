@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -22,7 +22,17 @@ from aiocheckpoint.testing import FaultyStore, Wrapper
 
 from .. import children
 from ..trees import seen
-from .filled import KEYS, LARGE, damage_blob, damage_head, double, fill, generations, record_of
+from .filled import (
+    KEYS,
+    LARGE,
+    Overtaken,
+    damage_blob,
+    damage_head,
+    double,
+    fill,
+    generations,
+    record_of,
+)
 
 
 def ignore(size: int) -> None:
@@ -197,26 +207,6 @@ async def test_what_is_damaged_is_not_copied(store: Store, target: Store, tmp_pa
     assert "left out" in outcomes["done/1"].why
     assert generation not in await target.list_blobs("done/1")
     assert await sound(target)
-
-
-class Overtaken(Wrapper):
-    """Just before a state is read, somebody stores the next and collects the one before."""
-
-    def __init__(self, store: Store, cp: aiocheckpoint.Checkpointer[bytes], times: int) -> None:
-        super().__init__(store)
-        self._cp = cp
-        self.left = times
-
-    async def open_blob(
-        self, key: str, name: str, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
-        if name.startswith("state-") and self.left:
-            self.left -= 1
-            while name in await self.store.list_blobs(key):
-                await self._cp.write(bytes([self.left]) * LARGE)
-                await self._cp.flush()
-        async for chunk in super().open_blob(key, name, start, size):
-            yield chunk
 
 
 async def test_a_key_that_moves_on_is_copied_anew() -> None:

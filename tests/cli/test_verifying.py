@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -14,9 +12,8 @@ from aiocheckpoint._contents import Check, Part, Piece
 from aiocheckpoint._verifying import Report, verify, verify_key
 from aiocheckpoint.abc import Put, Store
 from aiocheckpoint.stores.memory import MemoryStore
-from aiocheckpoint.testing import Wrapper
 
-from .filled import KEYS, LARGE, damage_blob, damage_head, fill, generations, record_of
+from .filled import KEYS, LARGE, Overtaken, damage_blob, damage_head, fill, generations, record_of
 
 
 def ignore(size: int) -> None:
@@ -91,27 +88,6 @@ async def test_what_nothing_names_is_counted_apart(store: Store, tmp_path: Path)
     assert report is not None
     assert report.damage == []
     assert report.unnamed == ["state-" + "a" * 32 + "-1-1"]
-
-
-class Overtaken(Wrapper):
-    """Just before a state is read, somebody stores the next and collects the one before."""
-
-    def __init__(self, store: Store, cp: aiocheckpoint.Checkpointer[bytes], times: int) -> None:
-        super().__init__(store)
-        self._cp = cp
-        self.left = times
-
-    async def open_blob(
-        self, key: str, name: str, start: int = 0, size: int | None = None
-    ) -> AsyncIterator[bytes]:
-        if name.startswith("state-") and self.left:
-            self.left -= 1
-            while name in await self.store.list_blobs(key):
-                await self._cp.write(bytes([self.left]) * LARGE)
-                await self._cp.flush()
-                await asyncio.sleep(0)
-        async for chunk in super().open_blob(key, name, start, size):
-            yield chunk
 
 
 @pytest.mark.parametrize("times", [1, 4])

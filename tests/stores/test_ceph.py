@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from .ceph import ceph
-from .faulty import Proxy, proxied
 from .objects import Service
 from .test_obstore import TestObstoreStore as _TestObstoreStore
 from .test_s3 import TestS3 as _TestS3
@@ -24,12 +21,6 @@ def anyio_backend() -> str:
 @pytest.fixture
 def service() -> Service:
     return ceph()
-
-
-@pytest.fixture
-def proxy(service: Service) -> Iterator[Proxy]:
-    with proxied(service) as proxy:
-        yield proxy
 
 
 class TestS3StoreOnCeph(_TestS3Store):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -15,22 +14,11 @@ from aiocheckpoint.stores.s3 import S3Store
 
 from ..children import number_of, read_back, run
 from ..support import listed, run_script, true
-from .faulty import Fault, LoseAnswer, Proxy, Refuse, Request, proxied
-from .objects import Service, moto
+from .faulty import Fault, LoseAnswer, Proxy, Refuse, Request
+from .objects import Service
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 SCHEMES = ["s3", "s3+obstore"]
-
-
-@pytest.fixture
-def service() -> Service:
-    return moto()
-
-
-@pytest.fixture
-def proxy(service: Service) -> Iterator[Proxy]:
-    with proxied(service) as proxy:
-        yield proxy
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -6,7 +6,6 @@ import json
 import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import obstore
@@ -20,9 +19,9 @@ from aiocheckpoint.stores.obstore import ObstoreStore
 from aiocheckpoint.testing.contract import StoreContract, read, refused
 
 from ..support import run_script
-from .faulty import Proxy, Refuse, proxied
+from .faulty import Refuse, proxied
 from .object_tests import ObjectStoreTests, ProbeTests, chunks
-from .objects import Service, local, moto
+from .objects import Service, local
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -30,17 +29,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def service() -> Service:
-    return moto()
-
-
-@pytest.fixture
-def proxy(service: Service) -> Iterator[Proxy]:
-    with proxied(service) as proxy:
-        yield proxy
 
 
 class TestObstoreInMemory(StoreContract):

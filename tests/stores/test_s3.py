@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from aiocheckpoint._errors import StoreError
@@ -13,9 +11,9 @@ from aiocheckpoint.stores._object_client import PART, part_size
 from aiocheckpoint.stores.s3 import S3Store
 from aiocheckpoint.testing.contract import StoreContract
 
-from .faulty import Proxy, proxied
+from .faulty import proxied
 from .object_tests import ObjectStoreTests, ProbeTests
-from .objects import Service, moto
+from .objects import Service
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -23,17 +21,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def service() -> Service:
-    return moto()
-
-
-@pytest.fixture
-def proxy(service: Service) -> Iterator[Proxy]:
-    with proxied(service) as proxy:
-        yield proxy
 
 
 class TestS3Store(StoreContract):
