@@ -1,5 +1,6 @@
 # make demo    a real job, killed and resumed          make test    the tests
 # make bench   the numbers of docs/benchmarks.md       make check   lint, format, types, import floors
+# make torture the guarantees, attacked for long       (make torture ARGS=--help: which, how long)
 #
 # The first call creates $(VENV) with $(PYTHON), which must be 3.11 or newer.
 
@@ -12,7 +13,7 @@ OTHERS := 3.11 3.12 3.13
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-all check bench clean
+.PHONY: help venv demo test test-all check bench torture clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -58,6 +59,9 @@ check: $(READY)
 
 bench: $(READY)
 	@"$(BIN)/python" -m tests.bench $(ARGS)
+
+torture: $(READY)
+	@"$(BIN)/python" -m tests.reliability $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build *.egg-info
