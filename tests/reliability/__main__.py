@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from ._storm import storm
 from ._torture import Budget, Counts, summary
 
-PARTS: dict[str, Callable[[Budget], Counts]] = {}
+PARTS: dict[str, Callable[[Budget], Counts]] = {
+    "kills": storm,
+}
 
 
 def main() -> int:
