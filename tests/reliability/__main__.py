@@ -7,12 +7,15 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from . import _soaking
 from ._storm import storm
 from ._torture import Budget, Counts, summary
 
 PARTS: dict[str, Callable[[Budget], Counts]] = {
     "kills": storm,
+    "soak": _soaking.part,
 }
 
 
@@ -23,6 +26,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, help="how many cases each part tries, at most")
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("--case", type=int, help="with --seed: this case alone, to see it again")
+    parser.add_argument("--doc", action="store_true", help="write the soak's page into docs/")
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
@@ -32,10 +36,11 @@ def main() -> int:
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     one = options.case is not None
     seconds = 600.0 if options.seconds is None and options.cases is None else options.seconds
+    doc = Path(__file__).parents[2] / "docs" if options.doc else None
     print(f"seed {seed}", flush=True)
     for name in options.parts or PARTS:
         cases = 1 if one else options.cases
-        budget = Budget(cases, None if one else seconds, seed, options.case or 0, name)
+        budget = Budget(cases, None if one else seconds, seed, options.case or 0, name, doc)
         start = time.monotonic()
         counts = PARTS[name](budget)
         print(f"{name}: {summary(counts)}; {time.monotonic() - start:,.0f} s", flush=True)

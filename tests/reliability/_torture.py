@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 Counts = Counter[str]
 """What happened, by name: `Counts(kills=200, lost=0)`; a count that must be 0 is in it too."""
@@ -34,6 +35,8 @@ class Budget:
     first: int = 0
     part: str = ""
     """The name of the part, where progress is to be shown."""
+    doc: Path | None = None
+    """Where to write what is kept of a run, besides its counts."""
 
     def each(self, attempt: Callable[[Case], Counts]) -> Counts:
         """Try case after case, at least one; what they counted. A failure says how to repeat it."""
