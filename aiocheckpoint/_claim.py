@@ -150,7 +150,7 @@ async def claim(
         _log.info("old blobs of %r are left for the next claim: %s", key, exc)
         blobs, generations = [], []
     if superfluous := held.ledger.adopt(record, blobs, generations):
-        writer.commits.collect(key, superfluous)
+        writer.commits.collect(key, superfluous, held.ledger.put)
     writer.holding.add(held)
     return held
 

@@ -13,7 +13,7 @@ import xxhash
 
 from ._calls import PUTS_AT_ONCE, bounded
 from ._compression import QUICK, WORTH, Compression, compress
-from ._errors import StoreError
+from ._errors import StoreError, StoreUnavailableError
 from ._heads import generation_name, state_name
 from ._records import INLINE_LIMIT, Blob, Record, encode_record
 from .abc import Put, Store, Version
@@ -128,8 +128,13 @@ class Commits:
             sender.settle(outcome)
         self.pump()
 
-    async def put_blobs(self, record: Record, data: bytes) -> tuple[Record, bytes]:
-        """Store what must be durable before the head; the header that names it, and its frame."""
+    async def put_blobs(
+        self, record: Record, data: bytes, about_to_put: Callable[[str], object] = str
+    ) -> tuple[Record, bytes]:
+        """Store what must be durable before the head; the header that names it, and its frame.
+
+        `about_to_put` is told the name of each blob: one may be there although its put has failed.
+        """
         key = record.key
         if record.blob is not None:  # the state has been put before
             return record, encode_record(record, b"")
@@ -138,6 +143,7 @@ class Commits:
             data = small
         if len(data) > INLINE_LIMIT:
             name = state_name(record)
+            about_to_put(name)
             digesting = asyncio.ensure_future(
                 asyncio.to_thread(xxhash.xxh3_128_digest, data)
             )  # beside the disk, which takes longer
@@ -149,20 +155,34 @@ class Commits:
             data = b""
         return record, encode_record(record, data)
 
-    async def put_generation(self, record: Record, frame: bytes) -> None:
+    async def put_generation(
+        self, record: Record, frame: bytes, about_to_put: Callable[[str], object] = str
+    ) -> None:
         """Store a copy of a record, to stand in for a damaged head."""
-        put = self.store.put_blob(record.key, generation_name(record), frame)
+        name = generation_name(record)
+        about_to_put(name)
+        put = self.store.put_blob(record.key, name, frame)
         await bounded(put, "put_blob", record.key, size=len(frame))
 
-    def collect(self, key: str, names: list[str]) -> None:
-        """Delete blobs that nothing names any more, in the background."""
-        self.start(self._delete_blobs(key, names))
+    def collect(
+        self, key: str, names: list[str], left: Callable[[str], object] | None = None
+    ) -> None:
+        """Delete blobs that nothing names any more, in the background. `left` is told the names
+        of those to try again; without it they are left for the next claim."""
+        self.start(self._delete_blobs(key, names, left))
 
-    async def _delete_blobs(self, key: str, names: list[str]) -> None:
+    async def _delete_blobs(
+        self, key: str, names: list[str], left: Callable[[str], object] | None
+    ) -> None:
         try:
             await bounded(self.store.delete_blobs(key, names), "delete_blobs", key)
         except StoreError as exc:
-            _log.info("%d old blobs of %r are left for the next claim: %s", len(names), key, exc)
+            if left is not None and isinstance(exc, StoreUnavailableError):
+                for name in names:
+                    left(name)
+            else:
+                many = len(names)
+                _log.info("%d old blobs of %r are left for the next claim: %s", many, key, exc)
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something beside the commits, known to `finish`."""

@@ -116,7 +116,7 @@ class Saves:
     def collect(self, held: Held) -> None:
         """After a commit: delete the blobs that may go, in the background."""
         if names := held.ledger.superfluous(held.files_of(held.slot.files)):
-            self._commits.collect(held.slot.key, names)
+            self._commits.collect(held.slot.key, names, held.ledger.put)
 
     def over(self, held: Held, tree_id: str) -> None:
         """Whoever saved has staged what he got, or given up."""

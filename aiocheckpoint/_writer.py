@@ -194,9 +194,10 @@ class Writer:
                     op="save",
                     key=key,
                 )
-            record, frame = await self.commits.put_blobs(record, data)
+            put = held.ledger.put
+            record, frame = await self.commits.put_blobs(record, data, put)
             if held.keep > 1:
-                await self.commits.put_generation(record, frame)
+                await self.commits.put_generation(record, frame, put)
         except StoreError as exc:
             held.settle(exc)
         except FencedError as exc:
