@@ -79,10 +79,12 @@ class Disk:
             case "rename":
                 node = self._node(op.path)
                 self._change((*self._parent(op.path), None), (*self._parent(op.to), node))
-            case "write" | "truncate" | "reserve":
+            case "write" | "truncate" | "reserve" | "mapped":
                 self._node(op.path).pending.append(op)
             case "sync":
                 self._sync(self._node(op.path))
+            case "staged" | "acknowledged":
+                pass
             case _:
                 raise ValueError(f"no such operation: {op.kind}")
 
@@ -129,7 +131,7 @@ class Disk:
     def _with(self, keep: frozenset[int]) -> Iterator[Image]:
         nodes = self._unsynced(keep)
         for chosen in product(*(list(_torn.every(node.data, node.pending)) for node in nodes)):
-            data = {node: each for node, each in zip(nodes, chosen, strict=True)}
+            data = dict(zip(nodes, chosen, strict=True))
             yield self._image(keep, partial(_chosen, data))
 
     def _unsynced(self, keep: frozenset[int]) -> list[_Node]:

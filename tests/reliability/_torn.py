@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 SECTOR = 512
+WRITES = "write", "mapped"
 
 
 class Op(NamedTuple):
@@ -36,7 +37,7 @@ def every(data: bytes, ops: Sequence[Op]) -> Iterator[bytes]:
     """Each prefix of the operations, the last one whole or torn."""
     yield data
     for op in ops:
-        if op.kind == "write":
+        if op.kind in WRITES:
             yield from _torn(data, op, _cuts(len(op.data)))
         data = after(data, [op])
         yield data
@@ -50,7 +51,7 @@ def some(data: bytes, ops: Sequence[Op], rng: random.Random) -> bytes:
     if rng.random() < 0.5:
         count = rng.randrange(len(ops) + 1)
         data = after(data, ops[:count])
-        if count < len(ops) and ops[count].kind == "write" and (size := len(ops[count].data)) > 1:
+        if count < len(ops) and ops[count].kind in WRITES and (size := len(ops[count].data)) > 1:
             return rng.choice(list(_torn(data, ops[count], [rng.randrange(1, size)])))
         return data
     versions = [data]
@@ -59,7 +60,7 @@ def some(data: bytes, ops: Sequence[Op], rng: random.Random) -> bytes:
     size = len(rng.choice(versions))
     found = bytearray(versions[-1][:size].ljust(size, b"\0"))
     for op in ops:  # what they touched, sector by sector
-        if op.kind == "write":
+        if op.kind in WRITES:
             first, last = op.at // SECTOR, (op.at + len(op.data) - 1) // SECTOR
             for sector in range(first, min(last, size // SECTOR) + 1):
                 start, end = sector * SECTOR, min(size, (sector + 1) * SECTOR)

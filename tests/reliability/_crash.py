@@ -1,0 +1,238 @@
+"""Every point of a recorded program, every state that a power cut there may leave, looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from aiocheckpoint import _region
+from tests.children import state
+from tests.reliability._disk import Disk, Image
+from tests.reliability._jobs import Job, Version, Witness, tree_at
+from tests.reliability._recorder import Recorder
+from tests.reliability._torn import Op
+from tests.reliability._torture import Counts
+
+
+class Recording(NamedTuple):
+    """What a program did and staged, from a disk that was durable at the start."""
+
+    start: Image
+    ops: Sequence[Op]
+    versions: Sequence[Version]
+
+    def without(self, site: str) -> Recording:
+        """As if the sync that is called for there had been left out."""
+        return self._replace(ops=[op for op in self.ops if op.site != site])
+
+    def sites(self) -> list[str]:
+        return sorted({op.site for op in self.ops if op.kind == "sync"})
+
+
+def record(job: Job, url: str) -> Recording:
+    """Run a program, its store in a directory in memory, and record what it does there."""
+    with fast_directory() as base:
+        job.prepare(base)
+        start = image_of(base)
+        recorder = Recorder(base)
+        witness = Witness(base, url.format(base), recorder.mark)
+        with recorder:
+            asyncio.run(job.run(witness))
+        recording = Recording(start, recorder.ops, witness.versions)
+        if _end(recording) != image_of(base):
+            raise AssertionError("the record is not what was done: something went past it")
+        return recording
+
+
+def _end(recording: Recording) -> Image:
+    disk = Disk(recording.start)
+    for op in recording.ops:
+        disk.apply(op)
+    return disk.live()
+
+
+class LostError(AssertionError):
+    """After a power cut there is something else than there must be."""
+
+
+@contextmanager
+def fast_directory() -> Iterator[Path]:
+    """A directory in memory, where there is such a thing: what is on a disk is up to the model."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="crash-", dir=base)).resolve()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def image_of(directory: Path) -> Image:
+    image: Image = {}
+    for path in directory.rglob("*"):
+        name = str(path.relative_to(directory))
+        if path.is_symlink():
+            image[name] = os.readlink(path)
+        else:
+            image[name] = None if path.is_dir() else path.read_bytes()
+    return image
+
+
+def put_on_disk(image: Image, directory: Path) -> None:
+    directory.mkdir()
+    for name, what in sorted(image.items()):
+        path = directory / name
+        if what is None:
+            path.mkdir(mode=0o700)
+        elif isinstance(what, str):
+            path.symlink_to(what)
+        else:
+            path.write_bytes(what)
+
+
+class _Complaints(logging.Handler):
+    """Keeps the log lines that speak of damage: a power cut is no reason for any."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if "falling back" in line or "stored anew" in line or "cannot be" in line:
+            self.lines.append(line)
+
+
+@dataclass
+class Looker:
+    """Opens a key on what is left of a disk, as the next program after the boot does.
+
+    The same disk is looked at once: what is there does not depend on how it came about.
+    """
+
+    job: Job
+    url: str
+    """Of the store, `{}` being where the disk is."""
+    also: Callable[[Path], None] = lambda directory: None
+    """Looks at what is left before the package does."""
+    counts: Counts = field(default_factory=Counts)
+    _seen: dict[bytes, Version | Exception] = field(default_factory=dict)
+
+    def found(self, image: Image) -> Version | Exception:
+        digest = _digest(image)
+        if digest not in self._seen:
+            self.counts["disks"] += 1
+            self._seen[digest] = self._look(image, go_on=digest[0] % 4 == 0)
+        return self._seen[digest]
+
+    def _look(self, image: Image, go_on: bool) -> Version | Exception:
+        complaints = _Complaints()
+        log = logging.getLogger("aiocheckpoint")
+        log.addHandler(complaints)
+        try:
+            with fast_directory() as above, another_boot():
+                put_on_disk(image, above / "disk")
+                self.also(above / "disk")
+                found = asyncio.run(self._read(above / "disk", "restored" not in image, go_on))
+            if complaints.lines:
+                raise LostError(f"the log speaks of damage: {complaints.lines}")
+        except Exception as exc:
+            return exc
+        finally:
+            log.removeHandler(complaints)
+        return found
+
+    async def _read(self, directory: Path, free: bool, go_on: bool) -> Version:
+        async with self.job.runtime(self.url.format(directory)) as rt:
+            listed = [key async for key in rt.keys()]
+            before = await rt.latest(self.job.key)
+            if (before is not None) != (self.job.key in listed):
+                raise LostError(f"the key is {before}, and listed are {listed}")
+            async with rt.open(self.job.key) as cp:
+                data: bytes | None = await cp.read(default=None)
+                target = directory / ("restored" if free else "restored again")
+                restored = await cp.restore(target)
+                if any(directory.glob(".restoring-*")) and free and restored:
+                    raise LostError("what an earlier restore has left is still there")
+                if go_on:
+                    await cp.write(state(1000))
+        if not go_on:
+            return data, None if restored is None else tree_at(restored)
+        async with self.job.runtime(self.url.format(directory)) as rt:
+            latest = await rt.latest(self.job.key)
+            if latest is None or latest.payload != state(1000):
+                raise LostError("the key cannot be gone on with")
+        return data, None if restored is None else tree_at(restored)
+
+
+@contextmanager
+def another_boot() -> Iterator[None]:
+    """The machine was started again since the recording."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_region, "boot_id", lambda: "the next boot")
+        yield
+
+
+def crash(recording: Recording, looker: Looker, rng: random.Random, limit: int) -> Counts:
+    """Cut the power at every point: at each up to so many states.
+
+    Raises:
+        LostError: in one of them something acknowledged is lost, or something torn returned.
+    """
+    disk = Disk(recording.start)
+    acknowledged = staged = 0
+    counts = Counts(points=0, exhaustive=0, states=0, lost=0)
+    for number, op in enumerate(recording.ops):
+        if op.kind == "staged":
+            staged = op.at
+        elif op.kind == "acknowledged":
+            acknowledged = op.at
+        disk.apply(op)
+        states, exhaustive = disk.states(rng, limit)
+        counts["points"] += 1
+        counts["exhaustive"] += exhaustive
+        counts["states"] += len(states)
+        allowed = recording.versions[acknowledged : staged + 1]
+        for image in states:
+            found = looker.found(image)
+            if found not in allowed:
+                raise LostError(
+                    f"after operation {number}, {_told(op)}, with {acknowledged} acknowledged of"
+                    f" {staged} staged, the power cut left {_sizes(image)}: found {_short(found)}"
+                ) from (found if isinstance(found, Exception) else None)
+    return counts
+
+
+def _digest(image: Image) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, what in sorted(image.items()):
+        data = what.encode() if isinstance(what, str) else what or b""
+        digest.update(f"{name}\0{type(what).__name__}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.digest()
+
+
+def _told(op: Op) -> str:
+    return " ".join(filter(None, [op.kind, op.path, op.to]))
+
+
+def _sizes(image: Image) -> dict[str, int | None]:
+    return {name: None if what is None else len(what) for name, what in sorted(image.items())}
+
+
+def _short(found: Version | Exception) -> str:
+    if isinstance(found, Exception):
+        return f"{type(found).__name__}: {found}"
+    data, tree = found
+    return f"{data and data[:20]!r} with {tree and {k: len(v) for k, v in tree.items()}}"
