@@ -124,8 +124,9 @@ class Looker:
     job: Job
     url: str
     """Of the store, `{}` being where the disk is."""
-    also: Callable[[Path], None] = lambda directory: None
-    """Looks at what is left before the package does."""
+    before: Callable[[Path], None] = lambda directory: None
+    after: Callable[[Path], None] = lambda directory: None
+    """More to do with the disk before the package opens the key, and after."""
     counts: Counts = field(default_factory=Counts)
     _seen: dict[bytes, Version | Exception] = field(default_factory=dict)
 
@@ -143,8 +144,9 @@ class Looker:
         try:
             with fast_directory() as above, another_boot():
                 put_on_disk(image, above / "disk")
-                self.also(above / "disk")
+                self.before(above / "disk")
                 found = asyncio.run(self._read(above / "disk", "restored" not in image, go_on))
+                self.after(above / "disk")
             if complaints.lines:
                 raise LostError(f"the log speaks of damage: {complaints.lines}")
         except Exception as exc:
@@ -155,7 +157,7 @@ class Looker:
 
     async def _read(self, directory: Path, free: bool, go_on: bool) -> Version:
         async with self.job.runtime(self.url.format(directory)) as rt:
-            listed = [key async for key in rt.keys()]
+            listed = [key async for key in rt.keys()]  # noqa: SIM118 (of a runtime)
             before = await rt.latest(self.job.key)
             if (before is not None) != (self.job.key in listed):
                 raise LostError(f"the key is {before}, and listed are {listed}")
@@ -185,7 +187,10 @@ def another_boot() -> Iterator[None]:
 
 
 def crash(recording: Recording, looker: Looker, rng: random.Random, limit: int) -> Counts:
-    """Cut the power at every point: at each up to so many states.
+    """Cut the power before every sync and at the end: at each up to so many states.
+
+    Those are all points: what a power cut between two syncs leaves, one that comes right before
+    the second may leave as well, with all lost that was done in between.
 
     Raises:
         LostError: in one of them something acknowledged is lost, or something torn returned.
@@ -193,25 +198,31 @@ def crash(recording: Recording, looker: Looker, rng: random.Random, limit: int) 
     disk = Disk(recording.start)
     acknowledged = staged = 0
     counts = Counts(points=0, exhaustive=0, states=0, lost=0)
-    for number, op in enumerate(recording.ops):
-        if op.kind == "staged":
+    for number, op in enumerate([*recording.ops, _END]):
+        if op.kind in ("sync", "end"):
+            states, exhaustive = disk.states(rng, limit)
+            counts["points"] += 1
+            counts["exhaustive"] += exhaustive
+            counts["states"] += len(states)
+            allowed = recording.versions[acknowledged : staged + 1]
+            for image in states:
+                found = looker.found(image)
+                if found not in allowed:
+                    raise LostError(
+                        f"before operation {number}, {op.kind} {op.path}, with {acknowledged}"
+                        f" acknowledged of {staged} staged, the power cut left {_sizes(image)}:"
+                        f" found {_short(found)}"
+                    ) from (found if isinstance(found, Exception) else None)
+        elif op.kind == "staged":
             staged = op.at
         elif op.kind == "acknowledged":
             acknowledged = op.at
-        disk.apply(op)
-        states, exhaustive = disk.states(rng, limit)
-        counts["points"] += 1
-        counts["exhaustive"] += exhaustive
-        counts["states"] += len(states)
-        allowed = recording.versions[acknowledged : staged + 1]
-        for image in states:
-            found = looker.found(image)
-            if found not in allowed:
-                raise LostError(
-                    f"after operation {number}, {_told(op)}, with {acknowledged} acknowledged of"
-                    f" {staged} staged, the power cut left {_sizes(image)}: found {_short(found)}"
-                ) from (found if isinstance(found, Exception) else None)
+        if op is not _END:
+            disk.apply(op)
     return counts
+
+
+_END = Op("end")
 
 
 def _digest(image: Image) -> bytes:
@@ -221,10 +232,6 @@ def _digest(image: Image) -> bytes:
         digest.update(f"{name}\0{type(what).__name__}\0{len(data)}\0".encode())
         digest.update(data)
     return digest.digest()
-
-
-def _told(op: Op) -> str:
-    return " ".join(filter(None, [op.kind, op.path, op.to]))
 
 
 def _sizes(image: Image) -> dict[str, int | None]:

@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
 
 from . import _torn
@@ -93,8 +93,9 @@ class Disk:
         return _rendered(self._root, lambda node: node.live, _written)
 
     def states(self, rng: random.Random, limit: int) -> tuple[list[Image], bool]:
-        """What may be left: all of it if that is no more than `limit`, and whether it is all.
-        Otherwise the extremes, then random ones, up to the limit."""
+        """What may be left: all of it, as far as data are written in order, if that is no more
+        than `limit`, and some where they are not; and whether it is all. Otherwise the extremes,
+        then random ones, up to the limit."""
         if len(self._changes) <= _FEW:
             kept = list(self._every_kept())
             count = 0
@@ -103,27 +104,34 @@ class Disk:
                 if count > limit:
                     break
             else:
-                return _distinct(image for keep in kept for image in self._with(keep)), True
+                found = [image for keep in kept for image in self._with(keep)]
+                found += [self._sample(rng) for _ in range(limit // 8) if len(found) > len(kept)]
+                return _distinct(found), True
         everything = frozenset(range(len(self._changes)))
         ends = [frozenset[int](), everything]
         singles = [self._closed({i}) for i in everything]
         singles += [frozenset(self._without(i)) for i in everything]
         rng.shuffle(singles)
-        found: list[Image] = []
+        found = []
         for keep in dict.fromkeys(ends + singles[: max(0, limit // 4 - 2)]):
             found.append(self._image(keep, _durable))
             found.append(self._image(keep, _written))
         while len(found) < limit:
-            share = rng.random()
-            keep = self._closed(i for i in everything if rng.random() < share)
-            found.append(self._image(keep, lambda node: _torn.some(node.data, node.pending, rng)))
+            found.append(self._sample(rng))
         return _distinct(found), False
+
+    def _sample(self, rng: random.Random) -> Image:
+        share = rng.random()
+        keep = self._closed(i for i in range(len(self._changes)) if rng.random() < share)
+        return self._image(keep, lambda node: _torn.some(node.data, node.pending, rng))
 
     def _count(self, keep: frozenset[int], limit: int) -> int:
         """How many states there are with these names, or more than the limit."""
         count = 1
         for node in self._unsynced(keep):
-            count *= sum(1 for _ in _torn.every(node.data, node.pending))
+            if len(node.pending) > limit:  # each is good for one at least
+                return limit + 1
+            count *= sum(1 for _ in islice(_torn.every(node.data, node.pending), limit + 1))
             if count > limit:
                 break
         return count

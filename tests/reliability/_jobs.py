@@ -125,6 +125,24 @@ async def _large(witness: Witness, rt: Runtime) -> None:
     witness.acknowledge()
 
 
+async def _sealed(witness: Witness, rt: Runtime) -> None:
+    """A state that is sealed, and stored, in several chunks."""
+    async with rt.open("k") as cp:
+        await witness.write(cp, 1, 3 * MIB)
+        await witness.write(cp, 2)
+    witness.acknowledge()
+
+
+async def _checkpointed(witness: Witness, rt: Runtime) -> None:
+    """States that fill SQLite's log, so that it is copied into the database and begun anew."""
+    async with rt.open("k") as cp:
+        for number in range(1, 6):
+            await witness.write(cp, number, 900_000)
+        for number in range(6, 9):
+            await witness.write(cp, number)
+    witness.acknowledge()
+
+
 FIRST: Tree = {"config": b"first", "deep/weights": state(1, 300_000)}
 SECOND: Tree = {"config": b"second", "deep/weights": state(1, 300_000), "new": b""}
 
@@ -180,7 +198,8 @@ JOBS: dict[str, Job] = {
     "generations": Job(_generations, LONG, keep=2),
     "large": Job(_large),
     "large kept": Job(_large, keep=2),
-    "encrypted": Job(_large, encryption=Keyring({"key": bytes(range(32))})),
+    "checkpointed": Job(_checkpointed),
+    "encrypted": Job(_sealed, encryption=Keyring({"key": bytes(range(32))})),
     "files": Job(_files, trees=(("first", FIRST), ("second", SECOND))),
     "moved": Job(_moved, trees=(("first", FIRST), ("second", SECOND)), spool="auto"),
     "deleted": Job(_deleted, LONG),

@@ -23,14 +23,21 @@ class Op(NamedTuple):
 
 def after(data: bytes, ops: Sequence[Op]) -> bytes:
     """The data once all of these are done."""
+    if not ops:
+        return data
+    found = bytearray(data)
     for op in ops:
-        if op.kind == "truncate":
-            data = data[: op.at].ljust(op.at, b"\0")
-        elif op.kind == "reserve":
-            data = data.ljust(op.at, b"\0")
-        else:
-            data = data[: op.at].ljust(op.at, b"\0") + op.data + data[op.at + len(op.data) :]
-    return data
+        _resize(found, op)
+        if op.kind in WRITES:
+            found[op.at : op.at + len(op.data)] = op.data
+    return bytes(found)
+
+
+def _resize(data: bytearray, op: Op) -> None:
+    end = op.at + len(op.data)
+    if op.kind == "truncate":
+        del data[end:]
+    data.extend(bytes(max(0, end - len(data))))
 
 
 def every(data: bytes, ops: Sequence[Op]) -> Iterator[bytes]:
@@ -44,8 +51,7 @@ def every(data: bytes, ops: Sequence[Op]) -> Iterator[bytes]:
 
 
 def some(data: bytes, ops: Sequence[Op], rng: random.Random) -> bytes:
-    """A random one of these; or each sector as it was before or after any of the operations,
-    and the size as well, for a disk that writes in an order of its own."""
+    """A random one of these; or what a disk leaves that writes in an order of its own."""
     if not ops:
         return data
     if rng.random() < 0.5:
@@ -54,20 +60,30 @@ def some(data: bytes, ops: Sequence[Op], rng: random.Random) -> bytes:
         if count < len(ops) and ops[count].kind in WRITES and (size := len(ops[count].data)) > 1:
             return rng.choice(list(_torn(data, ops[count], [rng.randrange(1, size)])))
         return data
-    versions = [data]
-    for op in ops:
-        versions.append(after(versions[-1], [op]))
-    size = len(rng.choice(versions))
-    found = bytearray(versions[-1][:size].ljust(size, b"\0"))
-    for op in ops:  # what they touched, sector by sector
-        if op.kind in WRITES:
-            first, last = op.at // SECTOR, (op.at + len(op.data) - 1) // SECTOR
-            for sector in range(first, min(last, size // SECTOR) + 1):
-                start, end = sector * SECTOR, min(size, (sector + 1) * SECTOR)
-                if start < end:
-                    version = rng.choice(versions)
-                    found[start:end] = version[start:end].ljust(end - start, b"\0")
-    return bytes(found)
+    return _in_any_order(data, ops, rng)
+
+
+def _in_any_order(data: bytes, ops: Sequence[Op], rng: random.Random) -> bytes:
+    """Each sector as some of the operations in turn have left it."""
+    share = rng.random()
+    sized = rng.randrange(len(ops) + 1)  # so many of them have changed the size for good
+    seen: dict[int, int] = {}
+    found = bytearray(data)
+    sizes = [len(data)]
+    for number, op in enumerate(ops):
+        _resize(found, op)
+        sizes.append(len(found))
+        at, end = op.at, op.at + len(op.data)
+        while at < end:
+            sector = at // SECTOR
+            until = min(end, (sector + 1) * SECTOR)
+            if sector not in seen:
+                seen[sector] = len(ops) if rng.random() < share else rng.randrange(len(ops) + 1)
+            if number < seen[sector]:
+                found[at:until] = op.data[at - op.at : until - op.at]
+            at = until
+    size = sizes[sized]
+    return bytes(found[:size]).ljust(size, b"\0")
 
 
 def _cuts(size: int) -> list[int]:

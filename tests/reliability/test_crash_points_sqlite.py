@@ -1,0 +1,104 @@
+"""The power is cut at every point of a program that stores in SQLite: nothing stored is lost.
+
+SQLite does its own input and output, so strace records it, with all the data.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.reliability._crash import (
+    Looker,
+    LostError,
+    Recording,
+    crash,
+    fast_directory,
+    image_of,
+)
+from tests.reliability._jobs import JOBS
+from tests.reliability._strace import traced
+from tests.reliability._torture import Budget, Case, Counts
+
+URL = "sqlite:{}/jobs.db"
+FEW, MANY = 8, 100
+
+
+def record(name: str, *synchronous: str) -> Recording:
+    """Trace a job. What is in `-shm` nobody syncs, and SQLite makes it anew: see `garbage`."""
+    with fast_directory() as above:
+        base = above / "base"
+        base.mkdir()
+        JOBS[name].prepare(base)
+        start = image_of(base)
+        found = traced(name, URL.format(base), base, start, *synchronous)
+    ops = [op for op in found.ops if not op.path.endswith("-shm")]
+    return Recording(start, ops, found.versions)
+
+
+def looker(name: str) -> Looker:
+    return Looker(JOBS[name], URL, garbage, whole)
+
+
+def garbage(directory: Path) -> None:
+    """An index of the log that is of no use."""
+    if (directory / "jobs.db-wal").exists():
+        (directory / "jobs.db-shm").write_bytes(random.Random(1).randbytes(32768))
+
+
+def whole(directory: Path) -> None:
+    with sqlite3.connect(directory / "jobs.db") as connection:
+        answer = connection.execute("PRAGMA integrity_check").fetchall()
+    connection.close()
+    if answer != [("ok",)]:
+        raise LostError(f"the database is damaged: {answer}")
+
+
+def part(budget: Budget) -> Counts:
+    """The long form: each program again and again, other states each time."""
+    names = list(JOBS)
+
+    def attempt(case: Case) -> Counts:
+        rng = case.random()
+        name = names[case.number % len(names)]
+        look = looker(name)
+        counts = crash(record(name), look, rng, rng.choice([5, 20, 100]))
+        return counts + look.counts
+
+    return budget.each(attempt)
+
+
+@pytest.mark.parametrize("name", ["small", "checkpointed", "large", "claimed", "deleted", "moved"])
+def test_what_was_stored_is_there(name: str) -> None:
+    """Whatever a power cut leaves: what was acknowledged, or newer, whole, and a sound database."""
+    counts = crash(record(name), looker(name), random.Random(1), FEW)
+    assert counts["states"] > 100
+
+
+@pytest.mark.parametrize("mode", ["OFF", "NORMAL"])
+def test_the_setting_is_needed(mode: str) -> None:
+    """With less than our `synchronous`, something stored is lost."""
+    with pytest.raises(LostError):
+        crash(record("small", mode), looker("small"), random.Random(1), MANY)
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("small", "fdatasync jobs.db-wal"),
+        ("large", "RWF_SYNC jobs.db-blobs/k/FILE"),
+        ("large", "fsync jobs.db-blobs/k"),
+        ("large", "fsync jobs.db-blobs"),
+        ("large", "fsync DIRECTORY"),
+        ("encrypted", "fsync jobs.db-blobs/k/FILE"),
+    ],
+)
+def test_each_sync_is_needed(name: str, site: str) -> None:
+    """Without it, something is lost."""
+    recording = record(name)
+    assert site in recording.sites()
+    with pytest.raises(LostError):
+        crash(recording.without(site), looker(name), random.Random(1), MANY)
