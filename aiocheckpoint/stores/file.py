@@ -233,7 +233,7 @@ class FileStore(KeepsBlobs):
             key = key_of(name)
             if key is None:
                 key = _read(self._root / name / _KEY_FILE).decode()
-            return key if store_name(key) == name else None
+            return key if key and store_name(key) == name else None
         except (ValueError, FileNotFoundError, NotADirectoryError):
             return None
 

@@ -526,3 +526,14 @@ def tmpfs(path: Path, options: str) -> Iterator[Path]:
 
 def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
+
+
+async def test_an_empty_key_file(root: Path) -> None:
+    """A `key` file that damage has emptied names no key, and does not keep the others from view."""
+    store = FileStore(root)
+    await put(store, LONG, None, b"x")
+    await put(store, "k", None, b"x")
+    (file,) = root.glob("*/key")
+    file.write_bytes(b"")
+    assert await listed(store) == ["k"]
+    await store.aclose()
