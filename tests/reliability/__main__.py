@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import _soaking
+from . import _soaking, test_crash_points, test_crash_points_sqlite
 from ._storm import storm
 from ._torture import Budget, Counts, summary
 
 PARTS: dict[str, Callable[[Budget], Counts]] = {
+    "files": test_crash_points.part,
+    "sqlite": test_crash_points_sqlite.part,
     "kills": storm,
     "soak": _soaking.part,
 }

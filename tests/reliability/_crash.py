@@ -37,6 +37,13 @@ class Recording(NamedTuple):
         """As if the sync that is called for there had been left out."""
         return self._replace(ops=[op for op in self.ops if op.site != site])
 
+    def end(self) -> Image:
+        """What the program saw when it was done."""
+        disk = Disk(self.start)
+        for op in self.ops:
+            disk.apply(op)
+        return disk.live()
+
     def sites(self) -> list[str]:
         return sorted({op.site for op in self.ops if op.kind == "sync"})
 
@@ -51,16 +58,9 @@ def record(job: Job, url: str) -> Recording:
         with recorder:
             asyncio.run(job.run(witness))
         recording = Recording(start, recorder.ops, witness.versions)
-        if _end(recording) != image_of(base):
+        if recording.end() != image_of(base):
             raise AssertionError("the record is not what was done: something went past it")
         return recording
-
-
-def _end(recording: Recording) -> Image:
-    disk = Disk(recording.start)
-    for op in recording.ops:
-        disk.apply(op)
-    return disk.live()
 
 
 class LostError(AssertionError):

@@ -18,6 +18,8 @@ Handle = Checkpointer[bytes]
 LONG = "long/" * 30
 """A key that its directory's name does not say: `file:` keeps it in a file."""
 MIB = 1 << 20
+LARGE = MIB + 10
+"""Of a state that is a blob of its own."""
 
 
 class Witness:
@@ -120,7 +122,7 @@ async def _large(witness: Witness, rt: Runtime) -> None:
     """States that are blobs, and then a small one."""
     async with rt.open("k") as cp:
         await witness.write(cp, 1, 2 * MIB)
-        await witness.write(cp, 2, MIB + 1)
+        await witness.write(cp, 2, LARGE)
         await witness.write(cp, 3)
     witness.acknowledge()
 
@@ -172,7 +174,7 @@ async def _deleted(witness: Witness, rt: Runtime) -> None:
     """A key is deleted and made anew, with a large state before and after."""
     for number in (1, 3):
         async with rt.open(LONG) as cp:
-            await witness.write(cp, number, MIB + 1)
+            await witness.write(cp, number, LARGE)
             await witness.write(cp, number + 1)
             if number == 1:
                 witness.stage(None, None)
