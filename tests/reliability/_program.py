@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.reliability._jobs import JOBS, Witness
+from tests.reliability._jobs import Witness
+from tests.reliability._random_jobs import named
 from tests.reliability._recorder import Recorder
 from tests.reliability._torn import Op
 
@@ -41,7 +42,7 @@ def main(name: str, url: str, base: str, marks: str, told: str, synchronous: str
         )
     witness = Witness(Path(base), url, mark)
     with recorder:
-        asyncio.run(JOBS[name].run(witness))
+        asyncio.run(named(name).run(witness))
     ops = [op for op in recorder.ops if op.kind != "mapped"]
     Path(told).write_bytes(pickle.dumps((list[Op](ops), witness.versions)))
 

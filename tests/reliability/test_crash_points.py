@@ -11,6 +11,7 @@ import pytest
 
 from aiocheckpoint import Checkpointer, CorruptCheckpointError, _calls, _unpacking
 from aiocheckpoint.stores import _disk
+from tests.reliability import _random_jobs
 from tests.reliability._crash import Looker, LostError, crash, fast_directory, image_of, record
 from tests.reliability._jobs import JOBS, MIB
 from tests.reliability._strace import traced
@@ -43,14 +44,16 @@ BITES = {
 
 
 def part(budget: Budget) -> Counts:
-    """The long form: each program again and again, other states each time."""
+    """The long form: the programs, and twice as many at random, other states each time."""
 
     def attempt(case: Case) -> Counts:
         rng = case.random()
-        job = JOBS[PROGRAMS[case.number % len(PROGRAMS)]]
+        listed = PROGRAMS[case.number // 3 % len(PROGRAMS)]
+        job = _random_jobs.named(_random_jobs.name(rng) if case.number % 3 else listed)
         looker = Looker(job, URL)
         counts = crash(record(job, URL), looker, rng, rng.choice([5, 20, 100]))
-        return counts + looker.counts
+        counts.update(looker.counts)
+        return counts
 
     return budget.each(attempt)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.reliability import _random_jobs
 from tests.reliability._crash import (
     Looker,
     LostError,
@@ -34,7 +35,7 @@ def record(name: str, *synchronous: str) -> Recording:
     with fast_directory() as above:
         base = above / "base"
         base.mkdir()
-        JOBS[name].prepare(base)
+        _random_jobs.named(name).prepare(base)
         start = image_of(base)
         found = traced(name, URL.format(base), base, start, *synchronous)
     ops = [op for op in found.ops if not op.path.endswith("-shm")]
@@ -42,7 +43,7 @@ def record(name: str, *synchronous: str) -> Recording:
 
 
 def looker(name: str) -> Looker:
-    return Looker(JOBS[name], URL, garbage, whole)
+    return Looker(_random_jobs.named(name), URL, garbage, whole)
 
 
 def garbage(directory: Path) -> None:
@@ -60,15 +61,17 @@ def whole(directory: Path) -> None:
 
 
 def part(budget: Budget) -> Counts:
-    """The long form: each program again and again, other states each time."""
+    """The long form: the programs, and twice as many at random, other states each time."""
     names = list(JOBS)
 
     def attempt(case: Case) -> Counts:
         rng = case.random()
-        name = names[case.number % len(names)]
+        listed = names[case.number // 3 % len(names)]
+        name = _random_jobs.name(rng) if case.number % 3 else listed
         look = looker(name)
         counts = crash(record(name), look, rng, rng.choice([5, 20, 100]))
-        return counts + look.counts
+        counts.update(look.counts)
+        return counts
 
     return budget.each(attempt)
 
