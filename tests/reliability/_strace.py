@@ -54,7 +54,7 @@ def traced(name: str, url: str, base: Path, start: Image, *options: str) -> Trac
         check=False,
     )
     if done.returncode:
-        if "ptrace" in done.stderr:
+        if "ptrace" in done.stderr.lower():
             servers.missing("permission to trace", "run the container with --cap-add=SYS_PTRACE")
         raise AssertionError(f"the program failed:\n{done.stderr}")
     recorded, versions = pickle.loads(told.read_bytes())
@@ -69,7 +69,7 @@ def _whole(lines: Sequence[str]) -> Iterator[str]:
         process, _, call = line.partition(" ")
         call = call.strip()
         if call.endswith("<unfinished ...>"):
-            begun[process] = call.removesuffix("<unfinished ...>")
+            begun[process] = call.removesuffix("<unfinished ...>").rstrip()
         elif found := re.match(r"<\.\.\. \w+ resumed>", call):
             yield begun.pop(process) + call[found.end() :]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from unittest.mock import ANY
@@ -17,6 +18,10 @@ from tests.reliability._jobs import JOBS, MIB
 from tests.reliability._strace import traced
 from tests.reliability._torn import Op
 from tests.reliability._torture import Budget, Case, Counts
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="what a descriptor is of is read from /proc"
+)
 
 URL = "file:{}/store"
 FEW, MANY = 10, 100

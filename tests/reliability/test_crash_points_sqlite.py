@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import random
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ from tests.reliability._jobs import JOBS
 from tests.reliability._strace import traced
 from tests.reliability._torture import Budget, Case, Counts
 
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="what a descriptor is of is read from /proc"
+)
+
 URL = "sqlite:{}/jobs.db"
 FEW = 8
 
@@ -38,8 +43,11 @@ def record(name: str, *synchronous: str) -> Recording:
         _random_jobs.named(name).prepare(base)
         start = image_of(base)
         found = traced(name, URL.format(base), base, start, *synchronous)
+        end = image_of(base)
     ops = [op for op in found.ops if not op.path.endswith("-shm")]
-    return Recording(start, ops, found.versions)
+    recording = Recording(start, ops, found.versions)
+    assert recording.end() == end, "the trace is not what was done"
+    return recording
 
 
 def looker(name: str) -> Looker:
