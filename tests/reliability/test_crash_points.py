@@ -56,7 +56,7 @@ def part(budget: Budget) -> Counts:
         listed = PROGRAMS[case.number // 3 % len(PROGRAMS)]
         job = _random_jobs.named(_random_jobs.name(rng) if case.number % 3 else listed)
         looker = Looker(job, URL)
-        counts = crash(record(job, URL), looker, rng, rng.choice([5, 20, 100]))
+        counts = crash(record(job, URL), looker, rng, rng.choice([3, 10, 30]))
         counts.update(looker.counts)
         return counts
 

@@ -77,7 +77,7 @@ def part(budget: Budget) -> Counts:
         listed = names[case.number // 3 % len(names)]
         name = _random_jobs.name(rng) if case.number % 3 else listed
         look = looker(name)
-        counts = crash(record(name), look, rng, rng.choice([5, 20, 100]))
+        counts = crash(record(name), look, rng, rng.choice([3, 10, 30]))
         counts.update(look.counts)
         return counts
 
