@@ -20,7 +20,7 @@ import pytest
 from aiocheckpoint import _region
 from tests.children import state
 from tests.reliability._disk import Disk, Image
-from tests.reliability._jobs import Job, Version, Witness, tree_at
+from tests.reliability._jobs import Job, Version, Witness, going_on, tree_at
 from tests.reliability._recorder import Recorder
 from tests.reliability._torn import Op
 from tests.reliability._torture import Counts
@@ -44,23 +44,48 @@ class Recording(NamedTuple):
             disk.apply(op)
         return disk.live()
 
+    def somewhere(self, rng: random.Random) -> list[Image]:
+        """Some of what a power cut leaves at some point."""
+        disk = Disk(self.start)
+        for op in self.ops[: rng.randrange(len(self.ops) + 1)]:
+            disk.apply(op)
+        return disk.states(rng, 10)[0]
+
     def sites(self) -> list[str]:
         return sorted({op.site for op in self.ops if op.kind == "sync"})
 
 
-def record(job: Job, url: str) -> Recording:
-    """Run a program, its store in a directory in memory, and record what it does there."""
-    with fast_directory() as base:
+def record(
+    job: Job, url: str, start: Image | None = None, first: Version = (None, None)
+) -> Recording:
+    """Run a program, its store in a directory in memory, and record what it does there.
+
+    `start` is what an earlier one has left, `first` what its key says.
+    """
+    with fast_directory() as above:
+        base = above / "base"
+        put_on_disk(start or {}, base)
         job.prepare(base)
         start = image_of(base)
         recorder = Recorder(base)
-        witness = Witness(base, url.format(base), recorder.mark)
+        witness = Witness(base, url.format(base), recorder.mark, first)
         with recorder:
             asyncio.run(job.run(witness))
         recording = Recording(start, recorder.ops, witness.versions)
         if recording.end() != image_of(base):
             raise AssertionError("the record is not what was done: something went past it")
         return recording
+
+
+def crash_twice(recording: Recording, looker: Looker, rng: random.Random, limit: int) -> Counts:
+    """Cut the power somewhere, go on with the key on what is left, and cut it everywhere there."""
+    image = rng.choice(recording.somewhere(rng))
+    found = looker.found(image)
+    if isinstance(found, Exception):
+        raise found
+    with another_boot():
+        second = record(going_on(looker.job), looker.url, image, found)
+    return crash(second, looker, rng, limit)
 
 
 class LostError(AssertionError):

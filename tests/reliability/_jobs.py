@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +25,17 @@ LARGE = MIB + 10
 class Witness:
     """Keeps what a program has staged so far, and marks that, and what was acknowledged."""
 
-    def __init__(self, base: Path, url: str, mark: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        base: Path,
+        url: str,
+        mark: Callable[[str, int], None],
+        first: Version = (None, None),
+    ) -> None:
+        """`first` is what is there already."""
         self.base = base
         self.url = url
-        self.versions: list[Version] = [(None, None)]
+        self.versions = [first]
         self._mark = mark
 
     def stage(self, data: bytes | None, tree: Tree | None) -> None:
@@ -192,6 +199,19 @@ async def _claimed(witness: Witness, rt: Runtime) -> None:
         async with rt.open("k") as cp:
             await witness.write(cp, number, flush=False)
         witness.acknowledge()
+
+
+def going_on(job: Job) -> Job:
+    """What is done with its key after the power cut, when the power may be cut again."""
+
+    async def go_on(witness: Witness, rt: Runtime) -> None:
+        async with rt.open(job.key) as cp:
+            await witness.write(cp, 101)
+            await witness.write(cp, 102, LARGE)
+            await witness.write(cp, 103)
+        witness.acknowledge()
+
+    return replace(job, program=go_on, trees=())
 
 
 JOBS: dict[str, Job] = {

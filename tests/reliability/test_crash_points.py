@@ -5,15 +5,23 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import ANY
 
 import pytest
 
 from aiocheckpoint import Checkpointer, CorruptCheckpointError, _calls, _unpacking
-from aiocheckpoint.stores import _disk
+from aiocheckpoint.stores import _blobs, _disk, file
 from tests.reliability import _random_jobs
-from tests.reliability._crash import Looker, LostError, crash, fast_directory, image_of, record
+from tests.reliability._crash import (
+    Looker,
+    LostError,
+    crash,
+    crash_twice,
+    fast_directory,
+    image_of,
+    record,
+)
 from tests.reliability._jobs import JOBS, MIB
 from tests.reliability._strace import traced
 from tests.reliability._torn import Op
@@ -56,7 +64,9 @@ def part(budget: Budget) -> Counts:
         listed = PROGRAMS[case.number // 3 % len(PROGRAMS)]
         job = _random_jobs.named(_random_jobs.name(rng) if case.number % 3 else listed)
         looker = Looker(job, URL)
-        counts = crash(record(job, URL), looker, rng, rng.choice([3, 10, 30]))
+        recording, limit = record(job, URL), rng.choice([3, 10, 30])
+        counts = crash(recording, looker, rng, limit)
+        counts.update(crash_twice(recording, looker, rng, limit))
         counts.update(looker.counts)
         return counts
 
@@ -70,6 +80,26 @@ def test_what_was_stored_is_there(name: str) -> None:
     recording = record(JOBS[name], URL)
     counts = crash(recording, looker, random.Random(1), LIMITS.get(name, FEW))
     assert counts["states"] > 2 * counts["points"] > 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_second_power_cut(seed: int) -> None:
+    """What the next program stores on what one power cut has left is there after another."""
+    rng = random.Random(seed)
+    job = JOBS[rng.choice(PROGRAMS)]
+    counts = crash_twice(record(job, URL), Looker(job, URL), rng, 3)
+    assert counts["points"] > 5
+
+
+@pytest.mark.parametrize("module", [file, _blobs], ids=["heads", "blobs"])
+def test_a_store_that_syncs_no_directory(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    """Broken itself, and not in its record alone, a store loses something."""
+    monkeypatch.setattr(module, "sync_directory", lambda path: None)
+    name = "small" if module is file else "large"
+    with pytest.raises(LostError):
+        crash(record(JOBS[name], URL), Looker(JOBS[name], URL), random.Random(1), MANY)
 
 
 @pytest.mark.parametrize("site", BITES)
