@@ -20,7 +20,7 @@ import pytest
 from aiocheckpoint import _region
 from tests.children import state
 from tests.reliability._disk import Disk, Image
-from tests.reliability._jobs import Job, Version, Witness, going_on, tree_at
+from tests.reliability._jobs import Job, Version, Witness, tree_at
 from tests.reliability._recorder import Recorder
 from tests.reliability._torn import Op
 from tests.reliability._torture import Counts
@@ -77,15 +77,22 @@ def record(
         return recording
 
 
-def crash_twice(recording: Recording, looker: Looker, rng: random.Random, limit: int) -> Counts:
-    """Cut the power somewhere, go on with the key on what is left, and cut it everywhere there."""
+def crash_twice(
+    recording: Recording,
+    looker: Looker,
+    again: Callable[[Image, Version], Recording],
+    rng: random.Random,
+    limit: int,
+) -> Counts:
+    """Cut the power somewhere, go on with the key on what is left, and cut it everywhere there.
+
+    `again` records that, given what is left and what the key says there.
+    """
     image = rng.choice(recording.somewhere(rng))
     found = looker.found(image)
     if isinstance(found, Exception):
         raise found
-    with another_boot():
-        second = record(going_on(looker.job), looker.url, image, found)
-    return crash(second, looker, rng, limit)
+    return crash(again(image, found), looker, rng, limit)
 
 
 class LostError(AssertionError):

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from aiocheckpoint import Keyring, Runtime
-from tests.reliability._jobs import JOBS, LARGE, LONG, Job, Tree, Witness
+from tests.reliability._jobs import JOBS, LARGE, LONG, Job, Tree, Witness, going_on
 
 _SIZES = (0, 60, 700, 5000, LARGE)
-_RANDOM = "random "
+AFTER, _RANDOM = "after ", "random "
 
 
 def named(name: str) -> Job:
-    """One of the list, or the random one of that number: `random 7`."""
+    """One of the list, or the random one of that number: `random 7`; `after` one, what is done
+    with its key after a power cut."""
+    if name.startswith(AFTER):
+        return going_on(named(name.removeprefix(AFTER)))
     if name.startswith(_RANDOM):
         return _job(random.Random(name))
     return JOBS[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from unittest.mock import ANY
 
@@ -16,13 +16,16 @@ from tests.reliability import _random_jobs
 from tests.reliability._crash import (
     Looker,
     LostError,
+    Recording,
+    another_boot,
     crash,
     crash_twice,
     fast_directory,
     image_of,
     record,
 )
-from tests.reliability._jobs import JOBS, MIB
+from tests.reliability._disk import Image
+from tests.reliability._jobs import JOBS, MIB, Job, Version, going_on
 from tests.reliability._strace import traced
 from tests.reliability._torn import Op
 from tests.reliability._torture import Budget, Case, Counts
@@ -56,6 +59,16 @@ BITES = {
 """Every sync of the stores on a disk, and a program that loses something without it."""
 
 
+def again(job: Job) -> Callable[[Image, Version], Recording]:
+    """What is done with its key on what a power cut has left."""
+
+    def go_on(image: Image, found: Version) -> Recording:
+        with another_boot():
+            return record(going_on(job), URL, image, found)
+
+    return go_on
+
+
 def part(budget: Budget) -> Counts:
     """The long form: the programs, and twice as many at random, other states each time."""
 
@@ -66,7 +79,7 @@ def part(budget: Budget) -> Counts:
         looker = Looker(job, URL)
         recording, limit = record(job, URL), rng.choice([3, 10, 30])
         counts = crash(recording, looker, rng, limit)
-        counts.update(crash_twice(recording, looker, rng, limit))
+        counts.update(crash_twice(recording, looker, again(job), rng, limit))
         counts.update(looker.counts)
         return counts
 
@@ -87,7 +100,7 @@ def test_a_second_power_cut(seed: int) -> None:
     """What the next program stores on what one power cut has left is there after another."""
     rng = random.Random(seed)
     job = JOBS[rng.choice(PROGRAMS)]
-    counts = crash_twice(record(job, URL), Looker(job, URL), rng, 3)
+    counts = crash_twice(record(job, URL), Looker(job, URL), again(job), rng, 3)
     assert counts["points"] > 5
 
 

@@ -9,6 +9,7 @@ import functools
 import random
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,13 @@ from tests.reliability._crash import (
     LostError,
     Recording,
     crash,
+    crash_twice,
     fast_directory,
     image_of,
+    put_on_disk,
 )
-from tests.reliability._jobs import JOBS
+from tests.reliability._disk import Image
+from tests.reliability._jobs import JOBS, Version
 from tests.reliability._strace import traced
 from tests.reliability._torture import Budget, Case, Counts
 
@@ -36,18 +40,41 @@ FEW = 8
 
 @functools.cache
 def record(name: str, *synchronous: str) -> Recording:
-    """Trace a job. What is in `-shm` nobody syncs, and SQLite makes it anew: see `garbage`."""
+    """Trace a job."""
+    return _record(name, {}, *synchronous)
+
+
+def again(name: str) -> Callable[[Image, Version], Recording]:
+    """What is done with its key on what a power cut has left."""
+
+    def go_on(image: Image, found: Version) -> Recording:
+        # the spool is of a boot before, and the process would take it for one of this boot
+        start = {path: what for path, what in image.items() if "-spool" not in path}
+        recording = _record(f"{_random_jobs.AFTER}{name}", start)
+        later = [(data, found[1]) for data, _ in recording.versions[1:]]
+        return recording._replace(versions=[found, *later])
+
+    return go_on
+
+
+def _record(name: str, start: Image, *synchronous: str) -> Recording:
+    """What is in `-shm` nobody syncs, and SQLite makes it anew: see `garbage`."""
     with fast_directory() as above:
         base = above / "base"
-        base.mkdir()
+        put_on_disk(start, base)
+        garbage(base)
         _random_jobs.named(name).prepare(base)
-        start = image_of(base)
+        start = _without_shm(image_of(base))
         found = traced(name, URL.format(base), base, start, *synchronous)
-        end = image_of(base)
+        end = _without_shm(image_of(base))
     ops = [op for op in found.ops if not op.path.endswith("-shm")]
     recording = Recording(start, ops, found.versions)
     assert recording.end() == end, "the trace is not what was done"
     return recording
+
+
+def _without_shm(image: Image) -> Image:
+    return {path: what for path, what in image.items() if not path.endswith("-shm")}
 
 
 def looker(name: str) -> Looker:
@@ -77,7 +104,9 @@ def part(budget: Budget) -> Counts:
         listed = names[case.number // 3 % len(names)]
         name = _random_jobs.name(rng) if case.number % 3 else listed
         look = looker(name)
-        counts = crash(record(name), look, rng, rng.choice([3, 10, 30]))
+        recording, limit = record(name), rng.choice([3, 10, 30])
+        counts = crash(recording, look, rng, limit)
+        counts.update(crash_twice(recording, look, again(name), rng, limit))
         counts.update(look.counts)
         return counts
 
@@ -89,6 +118,15 @@ def test_what_was_stored_is_there(name: str) -> None:
     """Whatever a power cut leaves: what was acknowledged, or newer, whole, and a sound database."""
     counts = crash(record(name), looker(name), random.Random(1), FEW)
     assert counts["states"] > 2 * counts["points"] > 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_second_power_cut(seed: int) -> None:
+    """What the next program stores on what one power cut has left is there after another."""
+    name = ["small", "checkpointed", "claimed"][seed]
+    rng = random.Random(seed)
+    counts = crash_twice(record(name), looker(name), again(name), rng, FEW)
+    assert counts["points"] > 5
 
 
 @pytest.mark.parametrize("mode", ["OFF", "NORMAL"])
