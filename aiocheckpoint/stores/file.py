@@ -9,6 +9,7 @@ only one can do, and then looks whether anything is higher. Three invariants car
 - A commit counts if, after its link, its number is the highest and the one that it replaces is
   there. Then n+1 had never been made before. A process that was paused, and wakes when n+1 has
   long come and gone, can make it anew, but sees something higher and has changed nothing.
+- What has been the highest is never taken back: somebody may have read it.
 - A file has its name as a head only when its bytes are durable.
 
 Nobody ever waits for a lock: there is none.
@@ -164,9 +165,13 @@ class FileStore(KeepsBlobs):
             raise _conflict(op, key) from None
         names = os.listdir(dir_fd)
         numbers = _numbers(names)
-        if number not in numbers or numbers[-1] != number or (last and last not in numbers):
-            # Without `last` the directory was put back to an older state under a running process;
-            # the lone exception to 'the head is never removed', as nobody was told of this one.
+        if numbers[-1:] != [number]:
+            # Late, or somebody has read this one and built upon it: then it must stay. Whoever
+            # commits next removes it.
+            raise _conflict(op, key)
+        if last and last not in numbers:
+            # The directory was put back to an older state under a running process: the lone
+            # exception to 'the head is never removed', as nobody was told of this one.
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=dir_fd)
             raise _conflict(op, key)

@@ -224,6 +224,47 @@ async def test_two_zombies(root: Path, interpose: Interpose) -> None:
     await store.aclose()
 
 
+async def test_what_has_been_read_is_never_taken_back(root: Path, interpose: Interpose) -> None:
+    """A slow process finds its record replaced, while the one who has read it, and replaced it,
+    has not looked yet whether he may: he may."""
+    slow, quick = FileStore(root), FileStore(root)
+    one = await put(slow, "k", None, b"one")
+    linked, may_look = threading.Event(), threading.Event()
+    thread = threading.local()
+    replacing: list[asyncio.Future[Version]] = []
+    loop = asyncio.get_running_loop()
+
+    async def replace() -> Version:
+        head = await quick.load("k")
+        assert head is not None
+        assert head.record == b"slow"
+        return await put(quick, "k", head.version, b"quick")
+
+    def before(_: int, name: str) -> None:
+        if name == "link":
+            thread.linked = True
+        elif name == "listdir" and getattr(thread, "linked", False):
+            thread.linked = False
+            if not replacing:  # the slow one looks
+                future = asyncio.run_coroutine_threadsafe(replace(), loop)
+                replacing.append(asyncio.wrap_future(future, loop=loop))
+                assert linked.wait(10)
+            else:
+                linked.set()
+                assert may_look.wait(10)
+
+    interpose(before)
+    await refused(put(slow, "k", one, b"slow"))
+    seen = await slow.load("k")
+    may_look.set()
+    version = await replacing[0]
+    interpose(None)
+    assert seen == Head(b"quick", version)
+    assert await slow.load("k") == seen
+    for store in (slow, quick):
+        await store.aclose()
+
+
 @pytest.mark.parametrize("commits", [0, 3])
 async def test_killed(tmp_path: Path, interpose: Interpose, commits: int) -> None:
     """A process that dies before any of its system calls leaves the old record or the new one."""
