@@ -2,7 +2,8 @@
  *
  * Processes load, commit and delete, and are paused between any two system calls for as long as
  * may be; one that is killed is one that is paused for ever. docs/model.md maps each part to the
- * code. Checked to completion as it is, and with one rule less, which must break a guarantee.
+ * code. test_model.py checks it to completion, as it is and with one rule less, which must break
+ * a guarantee.
  */
 
 #ifndef WRITERS
@@ -14,116 +15,131 @@
 #define NUMBERS 6
 #define BIT(n) (1 << (n))
 
-short names;			/* a bit for each number that has a file */
-byte commit_of[NUMBERS + 2];	/* which commit made it */
-short tombstones;		/* of these, the ones that say that the key was deleted */
+byte names;			/* a bit for each number that has a file */
+byte tombstones;		/* those that say that the key was deleted */
+byte commit_of[NUMBERS + 1];	/* which commit made it */
 byte begun;
 
 /* What was promised; the code knows nothing of it. */
-short answered;			/* numbers that a commit was told to have got */
-byte head;			/* the highest of them */
-byte head_commit;
+byte answered;			/* numbers that somebody was told */
+byte head, head_commit;		/* the highest of them */
+
+hidden byte top;
 
 inline highest() {
-	top = NUMBERS + 1;
+	top = NUMBERS;
 	do
 	:: top > 0 && !(names & BIT(top)) -> top--
 	:: else -> break
 	od
 }
 
+inline unlink(n) { names = names & ~BIT(n); tombstones = tombstones & ~BIT(n); commit_of[n] = 0 }
+
 proctype writer() {
-	byte expect, read;	/* the version it goes on from, and whose file that was */
-	byte number, mine, top, old;
+	byte expect, known;	/* the version that it goes on from, and whose that was */
+	byte number, mine, old, seen;
 	bool deleting, conflict;
-	short seen;
+	bool replaced;		/* what was promised, as below */
 
 	do
-	:: d_step {		/* load: the highest name, and what it holds */
-		begun < COMMITS;
-		highest();
-		expect = top; read = commit_of[top];
-		/* of a file that has its name, the reader sees what the last one who was answered wrote */
-		assert(head == 0 || top > head || (top == head && read == head_commit));
-		top = 0 }
-	   do
-	   :: d_step { begun < COMMITS ->
-		begun++; mine = begun;
-		if
-		:: expect != 0 && (tombstones & BIT(expect)) -> deleting = false
-		:: else -> skip
-		fi }
-	      if
-	      :: deleting = false
-	      :: d_step { expect != 0 && !(tombstones & BIT(expect)) -> deleting = true }
-	      fi;
-	      d_step {		/* link; the name is made in one step, or is there */
-		number = expect + 1;
-		assert(number <= NUMBERS);
-		conflict = (names & BIT(number)) != 0;
-		if
-		:: !conflict ->
-			names = names | BIT(number);
-			commit_of[number] = mine;
+	:: d_step {		/* load: the highest name */
+		begun < COMMITS -> highest(); expect = top; known = commit_of[top]; top = 0;
+		printf("writer %d reads %d\n", _pid, expect);
+		/* it shows no less than somebody was told is stored */
+		assert(expect > head || (expect == head && known == head_commit)) }
+		do
+		:: d_step { begun < COMMITS ->
+			begun++;
+			mine = begun;
+			number = expect + 1;
+			assert(number <= NUMBERS) }
 			if
-			:: deleting -> tombstones = tombstones | BIT(number)
-			:: else -> tombstones = tombstones & ~BIT(number)
-			fi
-		:: else
-		fi }
+			:: deleting = false
+			:: expect != 0 && !(tombstones & BIT(expect)) -> deleting = true
+			fi;
+			d_step {	/* link: it makes the name, or finds it there */
+				conflict = (names & BIT(number)) != 0;
+				highest();
+				replaced = top == expect && commit_of[top] == known;
+				printf("writer %d links %d: %d\n", _pid, number, !conflict);
+				top = 0;
+				if
+				:: !conflict ->
+					names = names | BIT(number);
+					commit_of[number] = mine;
+					if
+					:: deleting -> tombstones = tombstones | BIT(number)
+					:: else
+					fi
+				:: else
+				fi
+			}
+			if
+			:: !conflict ->
+				d_step {	/* list */
+					seen = names;
 #ifndef NO_LOOK_AFTER_LINK
-	      d_step {		/* list */
-		seen = names;
-		highest();
-		conflict = conflict || top != number || (expect != 0 && !(names & BIT(expect)));
-		top = 0 }
-	      if
-	      :: conflict && commit_of[number] == mine -> d_step {
-		names = names & ~BIT(number); commit_of[number] = 0 }
-	      :: else
-	      fi;
-#else
-	      seen = names;
+					highest();
+					conflict = top != number;
+#ifdef WITHDRAWN
+					conflict = conflict || (expect != 0 && !(names & BIT(expect)));
 #endif
-	      if
-	      :: conflict -> break
-	      :: else
-	      fi;
-	      d_step {		/* the answer */
-		assert(!(answered & BIT(number)));	/* no version is used twice */
-		assert(number > head);			/* nor does one go backwards */
-		assert(expect == 0 || expect == head);	/* it has replaced the head, ... */
-		assert(read == head_commit || (tombstones & BIT(expect)) || expect == 0); /* ... that it knew */
-		answered = answered | BIT(number);
-		head = number; head_commit = mine }
-	      old = 1;		/* then what nobody needs any more goes, one by one */
-	      do
-	      :: old < expect || (deleting && old == expect && expect != 0) ->
-		d_step {
-			if
-			:: seen & BIT(old) -> names = names & ~BIT(old); commit_of[old] = 0
+					assert(conflict || expect == 0 || (names & BIT(expect)));
+					top = 0
+#endif
+				}
+#ifdef WITHDRAWN
+				if
+				:: d_step { conflict -> unlink(number) }
+				:: else
+				fi
+#endif
 			:: else
 			fi;
-			old++ }
-	      :: else -> break
-	      od;
+			if
+			:: conflict -> break
+			:: else
+			fi;
+			d_step {	/* the answer */
+				printf("writer %d is answered %d\n", _pid, number);
+				assert(!(answered & BIT(number)));	/* no version is used twice */
+				assert(replaced);	/* it has replaced the head, the one that it knew of */
+				answered = answered | BIT(number);
+				if
+				:: number > head -> head = number; head_commit = mine
+				:: else			/* others have built upon it before it heard */
+				fi;
+				expect = number; known = mine;
+				old = 1
+			}
+			do		/* then goes what nobody is about to read, one by one */
+			:: d_step { old + 1 < number || (deleting && old + 1 == number) ->
+				printf("writer %d unlinks %d\n", _pid, old);
+				if
+				:: seen & BIT(old) -> unlink(old)
+				:: else
+				fi;
+				old++ }
+			:: else -> break
+			od;
 #ifdef HIGHEST_COLLECTED
-	      if
-	      :: deleting -> d_step { names = names & ~BIT(number); commit_of[number] = 0;
-			answered = 0; head = 0; head_commit = 0 }
-	      :: else
-	      fi;
+			if
+			:: d_step { deleting -> unlink(number); answered = 0; head = 0; head_commit = 0 }
+			:: else
+			fi;
 #endif
-	      d_step { expect = number; read = mine; mine = 0; number = 0; old = 0; seen = 0 }
-	      if
-	      :: deleting -> deleting = false; break
-	      :: else
-	      fi
-	   :: break
-	   od;
-	   d_step { expect = 0; read = 0; mine = 0; number = 0; old = 0; seen = 0; conflict = false;
-		deleting = false }
-	:: break
+			if
+			:: deleting -> break
+			:: else
+			fi;
+			d_step { number = 0; mine = 0; old = 0; seen = 0; replaced = false }
+		:: break
+		od;
+		skip;
+		d_step { expect = 0; known = 0; number = 0; mine = 0; old = 0; seen = 0;
+			deleting = false; conflict = false; replaced = false }
+	:: begun == COMMITS -> break
 	od
 }
 
