@@ -97,6 +97,7 @@ class Engine:
 
     async def _finish(self) -> None:
         await self.writer.finish(self.stopping.flush_time(self.flush_timeout))
+        await self._end_work()
         if self.spool_base is not None:
             _spool.drop_directory(self.spool_base)
         if self._owned:
@@ -105,6 +106,16 @@ class Engine:
                     await self.store.aclose()
             except TimeoutError:
                 _log.warning("%s did not close in time: a call to it hangs", self.store.identity)
+
+    async def _end_work(self) -> None:
+        """Cancel saves and restores that still run, and let them clean up before the loop's end
+        would cancel them once more, in the midst of that."""
+        working = list(self.io.working)
+        for task in working:
+            if not task.cancelling():
+                task.cancel()
+        if working:
+            await asyncio.wait(working, timeout=_CLOSING / 4)
 
     def stop(self) -> None:
         """Tell every handle, flush, and cancel what still runs when patience is over."""

@@ -48,6 +48,8 @@ class IOThread:
         self._ending = False
         self._ended: Future[None] = Future()
         self._owed: set[Future[Any]] = set()
+        self.working: set[asyncio.Task[Any]] = set()
+        """What `run` has begun and has not ended yet, even if nobody waits for it any more."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiocheckpoint-io", daemon=True)
         self._thread.start()
@@ -230,9 +232,11 @@ async def run(io: IOThread, coroutine: Coroutine[Any, Any, T], patience: float) 
     def start() -> None:
         task = io.loop.create_task(coroutine)
         tasks.append(task)
+        io.working.add(task)
         task.add_done_callback(ended)
 
     def ended(task: asyncio.Task[T]) -> None:
+        io.working.discard(task)
         with contextlib.suppress(concurrent.futures.InvalidStateError):
             if task.cancelled():
                 outcome.set_exception(ClosedError("the runtime was closed meanwhile"))

@@ -8,8 +8,10 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import aiocheckpoint
@@ -20,6 +22,7 @@ from aiocheckpoint import (
     Runtime,
     StoreError,
     StoreUnavailableError,
+    _unpacking,
 )
 from aiocheckpoint.abc import Source, Store
 from aiocheckpoint.stores import open_store
@@ -179,6 +182,49 @@ async def test_a_cancelled_restore_leaves_nothing(tmp_path: Path, n: int) -> Non
         await true(lambda: os.listdir(out) == [])
         await cp.restore(out / "tree")
     assert seen(out / "tree") == seen(source)
+
+
+@on_asyncio
+async def test_runtime_ends_after_a_restore_that_is_cancelled_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second cancel ends the wait for the restore. The end of the runtime, which comes next,
+    lets it clean up all the same."""
+    store = MemoryStore()
+    async with aiocheckpoint.open(store, "k") as cp:
+        await cp.save(make(tmp_path / "source", a=b"a"))
+    making, removing, go_on = threading.Event(), threading.Event(), threading.Event()
+    make_entries, end = _unpacking._Place.make, _unpacking._Place.end
+
+    def slow_make(place: Any, batch: Any) -> None:
+        making.set()
+        assert go_on.wait(10)
+        make_entries(place, batch)
+
+    def seen_end(place: Any) -> None:
+        removing.set()
+        end(place)
+
+    monkeypatch.setattr(_unpacking._Place, "make", slow_make)
+    monkeypatch.setattr(_unpacking._Place, "end", seen_end)
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def restore() -> None:
+        async with aiocheckpoint.open(store, "k") as cp:
+            await cp.restore(out / "tree")
+
+    task = asyncio.ensure_future(restore())
+    await happened(making)
+    task.cancel()
+    while task.cancelling() < 2:
+        await asyncio.sleep(0)
+        task.cancel()
+    assert not await anyio.to_thread.run_sync(removing.wait, 0.2), "removed while it is made"
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert os.listdir(out) == []
 
 
 # Stores that fail.
