@@ -12,6 +12,7 @@ the I/O thread has begun, and *late*, when its answer is on its way and has not 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import pytest
 from aiocheckpoint import _io_thread
 from aiocheckpoint._io_thread import IOThread
 
+A = TypeVar("A")
 T = TypeVar("T")
 _HOPS = 8
 """Rounds of the user's loop in which a cancellation that is not shielded has been delivered."""
@@ -62,7 +64,7 @@ class Driven(Coroutine[Any, Any, T]):
         self._inner.close()
 
     def __await__(self) -> Generator[Any, Any, T]:
-        return self  # type: ignore[return-value] # it has all that is asked of one
+        return self
 
     def __iter__(self) -> Driven[T]:
         return self
@@ -84,35 +86,36 @@ class Point:
 class Points:
     """The points of one run of a program, and what to do at one of them.
 
-    `at` is the point to interrupt at, by `first`; `again` are called at the program's next
-    suspensions, one each, once the first has been delivered.
+    `at` is the point to interrupt at; `late`: with the answer of the I/O thread on its way.
     """
 
-    def __init__(
-        self,
-        at: Point | None = None,
-        first: Callable[[], BaseException | None] = lambda: None,
-        again: tuple[Callable[[], object], ...] = (),
-        *,
-        late: bool = False,
-    ) -> None:
+    def __init__(self, at: Point | None = None, *, late: bool = False) -> None:
         self.seen: list[Point] = []
         self.interrupted = False
         self.delivered: list[BaseException] = []
         """What has been raised in the program since it was interrupted."""
         self._at = at
-        self._first = first
-        self._again = list(again)
+        self._first: Callable[[], BaseException | None] = lambda: None
+        self._again: list[Callable[[], object]] = []
         self._late = late
         self._doing = ""
         self._counts: dict[tuple[str, str], int] = {}
         self._thread = threading.get_ident()
         self._stepping = False
+        self._early = False  # from an early interruption until it has come, nothing is let go
         self._held: list[Callable[[], object]] = []
         self._asked = False
         self._answered = threading.Event()
         self._acted = threading.Event()
         self._call: Callable[[Callable[[], object]], None]
+
+    def interrupt(
+        self, target: A, first: Callable[[A], BaseException | None], *again: Callable[[A], object]
+    ) -> None:
+        """How to interrupt: by `first(target)`, which may give what is to be raised; then by each
+        of `again`, at one of the program's next suspensions once something has been delivered."""
+        self._first = functools.partial(first, target)
+        self._again = [functools.partial(act, target) for act in again]
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -154,8 +157,10 @@ class Points:
 
     def _waits(self, *, main: bool) -> BaseException | None:
         self._stepping = False
-        if main and self.delivered and self._again:
-            self._again.pop(0)()
+        if main and self.delivered:
+            self._acted.set()
+            if self._again:
+                self._again.pop(0)()
         error = None
         if self._is_it("user"):
             if self._late:
@@ -168,8 +173,9 @@ class Points:
                 self.delivered.append(error)
                 self._let_go()
             else:
+                self._early = not self._late
                 self._after_hops(self._let_go)
-        elif not (self.interrupted and self._held):
+        elif not self._early:
             self._let_go()
         return error
 
@@ -185,6 +191,7 @@ class Points:
         self._call(fn if not hops else lambda: self._after_hops(fn, hops - 1))
 
     def _let_go(self) -> None:
+        self._early = False
         held, self._held = self._held, []
         for post in held:
             post()

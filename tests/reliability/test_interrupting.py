@@ -25,7 +25,8 @@ async def waits_thrice(log: list[int]) -> str:
 @every_backend
 def test_driven_coroutine_is_as_it_was(backend: tuple[str, dict[str, Any]]) -> None:
     """It has the result of the coroutine inside, and each of its suspensions is seen."""
-    suspensions, log = [], list[int]()
+    suspensions: list[None] = []
+    log: list[int] = []
 
     async def main() -> str:
         return await Driven(waits_thrice(log), lambda: suspensions.append(None))
@@ -43,7 +44,8 @@ def test_program_is_cancelled_at_the_point(backend: tuple[str, dict[str, Any]], 
 
     async def main() -> Points:
         with anyio.CancelScope() as scope:
-            points = Points(Point("", at), lambda: scope.cancel())
+            points = Points(Point("", at))
+            points.interrupt(scope, lambda scope: scope.cancel())
             await points.main(waits_thrice(log))
         assert scope.cancelled_caught
         return points
@@ -56,6 +58,9 @@ def test_program_is_cancelled_at_the_point(backend: tuple[str, dict[str, Any]], 
 def test_second_cancel_comes_at_the_next_suspension() -> None:
     """Once the first has been delivered, the second one interrupts what cleans up."""
     log: list[str] = []
+
+    def cancel(task: asyncio.Task[None]) -> None:
+        task.cancel()
 
     async def program() -> None:
         try:
@@ -70,7 +75,8 @@ def test_second_cancel_comes_at_the_next_suspension() -> None:
     async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
-        points = Points(Point("", 0), lambda: task.cancel() and None, (task.cancel,))
+        points = Points(Point("", 0))
+        points.interrupt(task, cancel, cancel)
         await points.main(program())
 
     with pytest.raises(asyncio.CancelledError):
@@ -83,7 +89,9 @@ def test_exception_is_raised_at_the_point() -> None:
     log: list[int] = []
 
     async def main() -> None:
-        await Points(Point("", 1), KeyboardInterrupt).main(waits_thrice(log))
+        points = Points(Point("", 1))
+        points.interrupt("by hand", KeyboardInterrupt)
+        await points.main(waits_thrice(log))
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
