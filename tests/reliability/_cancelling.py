@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 
@@ -68,6 +70,7 @@ class Target:
         self.cancel_natively()
         self.cancel_natively()
 
+    @trio.lowlevel.enable_ki_protection  # so that trio brings it where the program waits
     def ctrl_c(self) -> None:
         signal.raise_signal(signal.SIGINT)
 
@@ -146,6 +149,7 @@ def interrupt(
     late: bool = False,
 ) -> Ending:
     """Run a program, interrupted so; raise AssertionError for whatever a guarantee excludes."""
+    _warm(backend)
     kept = Kept(scheme, base)
     points = Points(at, late=late)
     place = Place(kept.store, kept.directory, points)
@@ -189,6 +193,13 @@ def _run(program: Program, backend: str, place: Place, way: Way | None) -> Endin
     ending.interrupted = points.interrupted
     ending.delivered = bool(points.delivered)
     return ending
+
+
+@functools.cache
+def _warm(backend: str) -> None:
+    """Have a backend make what it makes once in a process."""
+    name, options = BACKENDS[backend]
+    anyio.run(anyio.lowlevel.checkpoint, backend=name, backend_options=options)
 
 
 def _tasks(name: str) -> int:
