@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -32,83 +27,15 @@ from aiocheckpoint.stores.memory import MemoryStore
 
 from ..support import files
 from ._interrupting import Point, Points, slowly
+from ._left import nothing_left, quiet
 from ._programs import TIMES, Pair, Place, temporary
+from ._ways import Target, Way
 
 Program = Callable[[Place], Coroutine[Any, Any, None]]
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
-}
-
-
-@dataclass
-class Target:
-    """What can be cancelled around a program."""
-
-    place: Place
-    inner: anyio.CancelScope
-    outer: anyio.CancelScope
-    task: asyncio.Task[Any] | None
-    """None on trio."""
-
-    def cancel_inner(self) -> None:
-        self.inner.cancel()
-
-    def cancel_outer(self) -> None:
-        self.outer.cancel()
-
-    def cancel_step(self) -> None:
-        if self.place.scope is not None:
-            self.place.scope.cancel()
-
-    def cancel_natively(self) -> None:
-        assert self.task is not None
-        self.task.cancel()
-
-    def cancel_natively_twice(self) -> None:
-        self.cancel_natively()
-        self.cancel_natively()
-
-    @trio.lowlevel.enable_ki_protection  # so that trio brings it where the program waits
-    def ctrl_c(self) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    def close(self) -> BaseException:
-        return GeneratorExit()
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to interrupt: what comes at the point, and what at the suspensions after it."""
-
-    name: str
-    first: Callable[[Target], BaseException | None]
-    again: tuple[Callable[[Target], BaseException | None], ...] = ()
-    native: bool = False
-    """For asyncio's loops alone."""
-    behind: bool = True
-    """Whether it can come while something runs in the I/O thread."""
-
-    def for_backend(self, backend: str) -> bool:
-        return backend != "trio" or not self.native
-
-
-_T = Target
-WAYS = {
-    way.name: way
-    for way in (
-        Way("scope", _T.cancel_inner),
-        Way("scope twice", _T.cancel_inner, (_T.cancel_outer,)),
-        Way("step", _T.cancel_step),
-        Way("native", _T.cancel_natively, native=True),
-        Way("native twice", _T.cancel_natively, (_T.cancel_natively,), native=True),
-        Way("native twice at once", _T.cancel_natively_twice, native=True),
-        Way("native thrice", _T.cancel_natively, (_T.cancel_natively,) * 2, native=True),
-        Way("scope, then native", _T.cancel_inner, (_T.cancel_natively,), native=True),
-        Way("Ctrl-C", _T.ctrl_c),
-        Way("close", _T.close, native=True, behind=False),
-    )
 }
 
 
@@ -153,10 +80,11 @@ def interrupt(
     kept = Kept(scheme, base)
     points = Points(at, late=late)
     place = Place(kept.store, kept.directory, points)
-    with _nothing_left(), _quiet(), pytest.MonkeyPatch.context() as patch:
+    with nothing_left(), quiet(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_io_thread, "_patience", 1.0)  # as in a new process
         ending = _run(program, backend, place, way)
-    _check_ending(ending, way)
+        _check_ending(ending, way)
+        ending.error = None  # its traceback would keep what it saw open
     _check_place(place, kept)
     shutil.rmtree(kept.directory)
     return ending
@@ -182,6 +110,7 @@ def _run(program: Program, backend: str, place: Place, way: Way | None) -> Endin
                 raise
         finally:
             ending.tasks = _tasks(name) - alive
+            target.task = task = None  # it would keep the exception, and that us
 
     name, options = BACKENDS[backend]
     with slowly(points):
@@ -302,53 +231,3 @@ def _named(tree: Path) -> str:
     ]
     assert (tree / "below/large").read_bytes() == name * TIMES
     return name.decode()
-
-
-# What is left of the process's own.
-
-
-@contextmanager
-def _nothing_left() -> Iterator[None]:
-    """No thread and no descriptor more afterwards."""
-    threads, descriptors = set(threading.enumerate()), _descriptors()
-    yield
-    until = time.monotonic() + 10
-    while left := set(threading.enumerate()) - threads:
-        assert time.monotonic() < until, f"threads are left: {left}"
-        time.sleep(0.0005)
-    more = {fd: what for fd, what in _descriptors().items() if descriptors.get(fd) != what}
-    assert not more, f"descriptors are left: {more}"
-
-
-def _descriptors() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    return found
-
-
-class _Heard(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "asyncio" or record.levelno >= logging.ERROR:
-            self.records.append(record)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No loop complains of what nobody awaited, and the package of no failure."""
-    heard = _Heard()
-    loggers = [logging.getLogger(name) for name in ("asyncio", "aiocheckpoint")]
-    for logger in loggers:
-        logger.addHandler(heard)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(heard)
-    said = [record.getMessage() for record in heard.records]
-    assert not said, f"the log has {said}"

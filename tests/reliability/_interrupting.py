@@ -92,8 +92,8 @@ class Points:
     def __init__(self, at: Point | None = None, *, late: bool = False) -> None:
         self.seen: list[Point] = []
         self.interrupted = False
-        self.delivered: list[BaseException] = []
-        """What has been raised in the program since it was interrupted."""
+        self.delivered = 0
+        """How many exceptions have been raised in the program since it was interrupted."""
         self._at = at
         self._first: Callable[[], BaseException | None] = lambda: None
         self._again: list[Callable[[], object]] = []
@@ -149,7 +149,7 @@ class Points:
 
     def _wakes(self, error: BaseException | None) -> None:
         if error is not None and self.interrupted:
-            self.delivered.append(error)
+            self.delivered += 1
             self._let_go()  # who is interrupted may wait without the loop
             self._asked = False
         else:
@@ -170,7 +170,7 @@ class Points:
             self.interrupted = True
             error = self._first()
             if error is not None:
-                self.delivered.append(error)
+                self.delivered += 1
                 self._let_go()
             else:
                 self._early = not self._late
