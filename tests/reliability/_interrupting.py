@@ -15,8 +15,9 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import outcome
@@ -81,6 +82,8 @@ class Point:
     number: int
     side: str = "user"
     """`user`: in the user's loop. `io`: a coroutine that runs for it in the I/O thread."""
+    whole: bool = field(default=True, compare=False)
+    """False for a step that can be given up alone."""
 
 
 class Points:
@@ -98,7 +101,7 @@ class Points:
         self._first: Callable[[], BaseException | None] = lambda: None
         self._again: list[Callable[[], object]] = []
         self._late = late
-        self._doing = ""
+        self._doing, self._whole = "", True
         self._counts: dict[tuple[str, str], int] = {}
         self._thread = threading.get_ident()
         self._stepping = False
@@ -118,13 +121,13 @@ class Points:
         self._again = [functools.partial(act, target) for act in again]
 
     @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
+    def doing(self, what: str, *, whole: bool = True) -> Iterator[None]:
         """What the program does meanwhile: the name of its points."""
-        before, self._doing = self._doing, what
+        before, self._doing, self._whole = (self._doing, self._whole), what, whole
         try:
             yield
         finally:
-            self._doing = before
+            self._doing, self._whole = before
 
     # In the user's loop.
 
@@ -182,7 +185,7 @@ class Points:
     def _is_it(self, side: str) -> bool:
         place = (self._doing, side)
         number = self._counts[place] = self._counts.get(place, -1) + 1
-        point = Point(self._doing, number, side)
+        point = Point(self._doing, number, side, self._whole)
         self.seen.append(point)
         return point == self._at and not self.interrupted
 
@@ -225,6 +228,10 @@ class Points:
         else:
             post()
 
+    def blocks(self) -> None:
+        """The program waits without its loop: for what the I/O thread does."""
+        self._acted.set()
+
     def asks(self) -> None:
         self._asked = True
 
@@ -262,7 +269,7 @@ _caller = _io_thread.caller
 def slowly(points: Points) -> Iterator[None]:
     """Have I/O threads begin what they are asked for when the program of these points waits, and
     have the points count what runs there."""
-    call, run, main = IOThread.call, _io_thread.run, IOThread._main
+    call, run, main, block = IOThread.call, _io_thread.run, IOThread._main, _io_thread.block
 
     def counted_call(io: IOThread, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return call(io, points.behind(coroutine))
@@ -280,6 +287,10 @@ def slowly(points: Points) -> Iterator[None]:
         )
         await main(io)
 
+    def told_block(future: Future[Any]) -> None:
+        points.blocks()
+        block(future)
+
     def told_caller() -> Callable[[Callable[[], object]], None]:
         tell = _caller()
         points.asks()
@@ -295,4 +306,5 @@ def slowly(points: Points) -> Iterator[None]:
         patch.setattr(IOThread, "_main", slow_main)
         patch.setattr(_io_thread, "run", counted_run)
         patch.setattr(_io_thread, "caller", told_caller)
+        patch.setattr(_io_thread, "block", told_block)
         yield

@@ -19,7 +19,10 @@ import anyio.lowlevel
 import aiocheckpoint
 from aiocheckpoint import Checkpointer, RetryPolicy, Runtime
 from aiocheckpoint.abc import Store
+from aiocheckpoint.stores.memory import MemoryStore
+from aiocheckpoint.testing import Wrapper
 
+from ..support import stored_state
 from ..trees import make
 from ._interrupting import Points
 
@@ -75,6 +78,8 @@ class Place:
         """The targets of restores, and which trees each may be."""
         self.scope: anyio.CancelScope | None = None
         """Of the step that is under way."""
+        self.faults: list[str] = []
+        """What was found while the program ran."""
         self.rerun: Callable[[Runtime], Awaitable[object]] | None = None
         """What must still go well afterwards."""
 
@@ -85,22 +90,38 @@ class Place:
     def step(self, what: str) -> Iterator[None]:
         """A step that may be given up alone."""
         try:
-            with self.points.doing(what), anyio.CancelScope() as self.scope:
+            with self.points.doing(what, whole=False), anyio.CancelScope() as self.scope:
                 yield
         finally:
             self.scope = None
 
     def block(
-        self, what: str, block: AbstractAsyncContextManager[T]
+        self,
+        what: str,
+        block: AbstractAsyncContextManager[T],
+        left: Callable[[], object] = lambda: None,
     ) -> AbstractAsyncContextManager[T]:
-        return _Block(self.points, what, block)
+        return _Block(self.points, what, block, left)
 
     def runtime(self) -> AbstractAsyncContextManager[Runtime]:
         runtime = Runtime(self.store, spool=self.spool, keep=self.keep, min_interval=0)
-        return self.block("Runtime", runtime)
+
+        def left() -> None:
+            if runtime._engine is not None and not runtime._engine.io._ended.done():
+                self.faults.append("the runtime was left, and its thread goes on")
+
+        return self.block("Runtime", runtime, left)
 
     def open(self, rt: Runtime, key: str = "k") -> AbstractAsyncContextManager[Checkpointer[bytes]]:
-        return self.block("open", rt.open(key))
+        return self.block("open", rt.open(key), lambda: self.is_stored(key))
+
+    def is_stored(self, key: str) -> None:
+        """The block of a handle has been left: now, not soon, what was staged is stored."""
+        store = self.store.store if isinstance(self.store, Wrapper) else self.store
+        if isinstance(store, MemoryStore):
+            state = stored_state(store, key)
+            if state not in {one for one, _ in self.account(key).pairs}:
+                self.faults.append(f"the block was left, and {key!r} has {state!r} stored")
 
     def tree(self, name: str) -> Path:
         """A tree to save: more than one chunk, in more than one directory."""
@@ -118,10 +139,17 @@ class Place:
 class _Block(Generic[T]):
     """A block whose entering and leaving have names."""
 
-    def __init__(self, points: Points, what: str, block: AbstractAsyncContextManager[T]) -> None:
+    def __init__(
+        self,
+        points: Points,
+        what: str,
+        block: AbstractAsyncContextManager[T],
+        left: Callable[[], object],
+    ) -> None:
         self._points = points
         self._what = what
         self._block = block
+        self._left = left
 
     async def __aenter__(self) -> T:
         with self._points.doing(f"{self._what}, entering"):
@@ -134,8 +162,31 @@ class _Block(Generic[T]):
         traceback: TracebackType | None,
     ) -> bool | None:
         how = "leaving" if exc is None else "leaving with an exception"
-        with self._points.doing(f"{self._what}, {how}"):
-            return await self._block.__aexit__(kind, exc, traceback)
+        try:
+            with self._points.doing(f"{self._what}, {how}"):
+                return await self._block.__aexit__(kind, exc, traceback)
+        finally:
+            self._left()
+
+
+async def opening(place: Place) -> None:
+    """A key whose opening may be given up, and that is opened at once again."""
+    async with place.runtime() as rt:
+        block = rt.open("k")
+        cp = None
+        with place.step("open"):
+            cp = await block.__aenter__()
+        if cp is not None:
+            await cp.write(place.account().write(b"1"))
+            with place.step("leave"):
+                await block.__aexit__(None, None, None)
+            place.is_stored("k")
+        async with place.open(rt) as again:
+            await again.write(place.account().write(b"2"))
+            await again.flush()
+            assert rt._engine is not None
+            held = len(rt._engine.writer.holding)
+            assert held == 1, f"{held} claims are held"
 
 
 async def handle(place: Place) -> None:
@@ -286,7 +337,7 @@ async def mapping(place: Place) -> None:
                 await anext(outcomes)
 
 
-PROGRAMS = (handle, saving, moving, deleting, alone, running, mapping)
+PROGRAMS = (opening, handle, saving, moving, deleting, alone, running, mapping)
 
 
 def temporary(directory: Path) -> list[str]:

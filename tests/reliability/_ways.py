@@ -6,11 +6,13 @@ import asyncio
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import anyio
 import trio
 
+from ._interrupting import Point
 from ._programs import Place
 
 
@@ -46,6 +48,9 @@ class Target:
     def ctrl_c(self) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    def wait(self) -> None:
+        """Let the program come to its next suspension."""
+
     def close(self) -> BaseException:
         return GeneratorExit()
 
@@ -62,7 +67,14 @@ class Way:
     behind: bool = True
     """Whether it can come while something runs in the I/O thread."""
 
-    def for_backend(self, backend: str) -> bool:
+    def fits(self, backend: str, point: Point) -> bool:
+        """Whether a program on this backend can be interrupted so at this point."""
+        if self.first is Target.cancel_step and point.whole:
+            return False
+        if self.first is Target.close and point.doing == "Runtime.keys":
+            return False  # Python itself cannot close a generator that is being iterated
+        if point.side == "io" and not self.behind:
+            return False
         return backend != "trio" or not self.native
 
 
@@ -82,3 +94,28 @@ WAYS = {
         Way("close", _T.close, native=True, behind=False),
     )
 }
+
+ONCE = [WAYS[name] for name in ("scope", "native", "Ctrl-C", "step", "close")]
+TWICE = [
+    WAYS[name]
+    for name in (
+        "native twice",
+        "scope twice",
+        "native thrice",
+        "scope, then native",
+        "native twice at once",
+    )
+]
+
+
+def any_way(rng: Random) -> Way:
+    """Once, twice or three times, with so many suspensions between."""
+    if rng.random() < 0.3:
+        return rng.choice(list(WAYS.values()))
+    again: list[Callable[[Target], BaseException | None]] = []
+    natively = rng.random() < 0.7
+    for _ in range(rng.randrange(3)):
+        again += [_T.wait] * rng.choice((0, 0, 1, 2, 5))
+        again.append(_T.cancel_natively if natively else _T.cancel_outer)
+    first = _T.cancel_natively if natively and rng.random() < 0.7 else _T.cancel_inner
+    return Way("any", first, tuple(again), native=natively)
