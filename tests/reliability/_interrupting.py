@@ -231,6 +231,8 @@ class Points:
     def blocks(self) -> None:
         """The program waits without its loop: for what the I/O thread does."""
         self._acted.set()
+        self._stepping = False
+        self._let_go()
 
     def asks(self) -> None:
         self._asked = True

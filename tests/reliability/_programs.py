@@ -119,7 +119,7 @@ class Place:
         """The block of a handle has been left: now, not soon, what was staged is stored."""
         store = self.store.store if isinstance(self.store, Wrapper) else self.store
         if isinstance(store, MemoryStore):
-            state = stored_state(store, key)
+            state = stored_state(store, key) or None  # empty where there is a claim and no state
             if state not in {one for one, _ in self.account(key).pairs}:
                 self.faults.append(f"the block was left, and {key!r} has {state!r} stored")
 

@@ -71,8 +71,10 @@ class Way:
         """Whether a program on this backend can be interrupted so at this point."""
         if self.first is Target.cancel_step and point.whole:
             return False
-        if self.first is Target.close and point.doing == "Runtime.keys":
-            return False  # Python itself cannot close a generator that is being iterated
+        if self.first is Target.close and point.doing.startswith(("Runtime.keys", "map")):
+            # Python itself cannot close a generator that is being iterated; and a map takes a
+            # close in its own task for that of a generator around it, which may wait
+            return False
         if point.side == "io" and not self.behind:
             return False
         return backend != "trio" or not self.native
