@@ -17,12 +17,12 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from aiocheckpoint import Runtime, _io_thread
+from aiocheckpoint import Runtime, _io_thread, _packing
 from aiocheckpoint._files import restore_tree
 from aiocheckpoint._heads import read_head
 from aiocheckpoint._records import decode_record
 from aiocheckpoint.abc import Store
-from aiocheckpoint.stores import open_store
+from aiocheckpoint.stores import _blobs, open_store
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import SlowStore
 
@@ -84,6 +84,8 @@ def interrupt(
     points = Points(at, late=late)
     place = Place(kept.store, kept.directory, points)
     with nothing_left(), quiet(), pytest.MonkeyPatch.context() as patch:
+        for module in (_packing, _blobs):
+            patch.setattr(module, "CHUNK", 1 << 16)  # so that small trees have several
         patch.setattr(_io_thread, "_patience", 20.0)  # this may be a busy machine
         ending = _run(program, backend, place, way)
         _check_ending(ending, way)
@@ -144,6 +146,8 @@ def _check_ending(ending: Ending, way: Way | None) -> None:
     """A cancellation stays one, and nothing else comes of it."""
     error = ending.error
     assert ending.tasks == 0, f"{ending.tasks} tasks are left"
+    if isinstance(error, AssertionError):
+        raise error  # the program's own
     if way is None or not ending.interrupted:
         if error is not None:
             raise AssertionError("the program failed") from error
@@ -230,10 +234,8 @@ async def _stored(store: Store, key: str, out: Path) -> Pair:
 
 def _named(tree: Path) -> str:
     """Which of a program's trees lies here, whole."""
+    paths = sorted(path.relative_to(tree).as_posix() for path in files(tree))
+    assert paths == ["below/large", "small"], f"{tree.name} is no whole tree: {paths}"
     name = (tree / "small").read_bytes()
-    assert sorted(path.relative_to(tree).as_posix() for path in files(tree)) == [
-        "below/large",
-        "small",
-    ]
     assert (tree / "below/large").read_bytes() == name * TIMES
     return name.decode()

@@ -109,6 +109,9 @@ class Points:
         self._held: list[Callable[[], object]] = []
         self._asked = False
         self._answered = threading.Event()
+        self._catching = False
+        self._caught: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
         self._acted = threading.Event()
         self._call: Callable[[Callable[[], object]], None]
 
@@ -148,7 +151,6 @@ class Points:
     def _steps(self) -> None:
         self._stepping = True
         self._asked = False
-        self._answered.clear()
 
     def _wakes(self, error: BaseException | None) -> None:
         if error is not None and self.interrupted:
@@ -166,12 +168,14 @@ class Points:
                 self._again.pop(0)()
         error = None
         if self._is_it("user"):
-            if self._late:
+            if self._late and self._asked:
+                self._catching = True
                 self._let_go()
-                if self._asked and not self._answered.wait(5):
+                if not self._answered.wait(5):
                     raise AssertionError(f"no answer came to {self._at}")
             self.interrupted = True
             error = self._first()
+            self._pass_on()
             if error is not None:
                 self.delivered += 1
                 self._let_go()
@@ -237,8 +241,21 @@ class Points:
     def asks(self) -> None:
         self._asked = True
 
-    def answers(self) -> None:
-        self._answered.set()
+    def answers(self, tell: Callable[[], object]) -> None:
+        """The I/O thread has an answer: it comes after a late interruption, if there is one."""
+        with self._lock:
+            if self._catching:
+                self._caught.append(tell)
+                self._answered.set()
+                return
+        tell()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            self._catching = False
+            caught, self._caught = self._caught, []
+        for tell in caught:
+            tell()
 
 
 class _Behind(Driven[T]):
@@ -298,8 +315,7 @@ def slowly(points: Points) -> Iterator[None]:
         points.asks()
 
         def called(fn: Callable[[], object]) -> None:
-            tell(fn)
-            points.answers()
+            points.answers(lambda: tell(fn))
 
         return called
 

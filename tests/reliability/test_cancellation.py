@@ -91,15 +91,14 @@ def test_interrupted_anywhere_nothing_is_lost_or_left(
 def test_interrupted_on_a_disk_nothing_is_lost_or_left(
     program: Program, scheme: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """At every fifth point of the programs over the stores that have files."""
+    """At every seventh point of the programs over the stores that have files."""
     backend = list(BACKENDS)[PROGRAMS.index(program) % 3]
-    counts = every_point(program, scheme, backend, tmp_path, step=5)
+    counts = every_point(program, scheme, backend, tmp_path, step=7)
     assert counts["interruptions"]
 
 
-def test_same_seed_interrupts_the_same() -> None:
-    """The long form can be replayed."""
-    first, second = (_cancellation.cancellation(Budget(cases=6, seed=5)) for _ in range(2))
-    assert first == second
-    assert first["interruptions"] + first["over"] == 6
-    assert first["lost"] == first["left"] == 0
+def test_long_form_counts_its_cases() -> None:
+    """What was lost or left is counted too, and is nothing."""
+    counts = _cancellation.cancellation(Budget(cases=6, seed=5))
+    assert counts["interruptions"] + counts["over"] == 6
+    assert counts["lost"] == counts["left"] == 0
