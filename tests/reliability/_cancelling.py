@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from aiocheckpoint import Runtime, _io_thread, _packing
+from aiocheckpoint import Runtime, _io_thread, _packing, _unpacking
 from aiocheckpoint._files import restore_tree
 from aiocheckpoint._heads import read_head
 from aiocheckpoint._records import decode_record
@@ -32,6 +32,8 @@ from ._left import nothing_left, quiet
 from ._programs import TIMES, Pair, Place, temporary
 from ._ways import Target, Way
 
+_SIZES = ((_packing, "CHUNK"), (_packing, "_SMALL"), (_unpacking, "_SMALL"), (_blobs, "CHUNK"))
+"""What is so small here that small trees go the way of large ones: chunk by chunk."""
 Program = Callable[[Place], Coroutine[Any, Any, None]]
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -84,8 +86,8 @@ def interrupt(
     points = Points(at, late=late)
     place = Place(kept.store, kept.directory, points)
     with nothing_left(), quiet(), pytest.MonkeyPatch.context() as patch:
-        for module in (_packing, _blobs):
-            patch.setattr(module, "CHUNK", 1 << 16)  # so that small trees have several
+        for module, name in _SIZES:
+            patch.setattr(module, name, 1 << 16)
         patch.setattr(_io_thread, "_patience", 20.0)  # this may be a busy machine
         ending = _run(program, backend, place, way)
         _check_ending(ending, way)

@@ -38,11 +38,11 @@ class Attack:
         self._points = [one for one in points if one.doing == doing]
         self._way = WAYS[way]
         self._how = how
-        self()  # there is no fault yet
+        self(1)  # there is no fault yet
 
-    def __call__(self) -> None:
+    def __call__(self, most: int | None = None) -> None:
         assert self._points
-        for point in self._points:
+        for point in self._points[:most]:
             interrupt(*self._args, self._way, point, **self._how)
 
 
