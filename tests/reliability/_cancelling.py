@@ -22,14 +22,14 @@ from aiocheckpoint._files import restore_tree
 from aiocheckpoint._heads import read_head
 from aiocheckpoint._records import decode_record
 from aiocheckpoint.abc import Store
-from aiocheckpoint.stores import _blobs, open_store
+from aiocheckpoint.stores import _blobs
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import SlowStore
 
 from ..support import files
 from ._interrupting import Point, Points, slowly
 from ._left import nothing_left, quiet
-from ._programs import TIMES, Pair, Place, temporary
+from ._place import TIMES, Pair, Place, spooled, temporary
 from ._ways import Target, Way
 
 _SIZES = ((_packing, "CHUNK"), (_packing, "_SMALL"), (_unpacking, "_SMALL"), (_blobs, "CHUNK"))
@@ -52,9 +52,6 @@ class Kept:
             self.store = SlowStore(self.store, 0.05)
         elif scheme != "memory":
             self.store = f"{scheme}:{self.directory}/store"
-
-    def opened(self) -> Store:
-        return open_store(self.store) if isinstance(self.store, str) else self.store
 
 
 @dataclass
@@ -177,9 +174,8 @@ def _check_place(place: Place, kept: Kept) -> None:
     """What was staged is stored, files are whole or absent, and the next one can go on."""
     assert not place.faults, place.faults
     assert not temporary(kept.directory), f"left: {temporary(kept.directory)}"
-    for spool in ("spool", "store/.spool", "store-spool"):
-        left = files(kept.directory / spool)
-        assert not left, f"left in the spool: {left}"
+    if not any(account.spooled for account in place.accounts.values()):
+        assert not spooled(kept.directory), f"left in the spool: {spooled(kept.directory)}"
     for target, trees in place.restored:
         if target.exists() and os.listdir(target):
             assert _named(target) in trees, f"{target.name} is no tree that was saved"
@@ -196,10 +192,12 @@ def _check_place(place: Place, kept: Kept) -> None:
 async def _look(place: Place, kept: Kept) -> None:
     """See what the store has, with nobody's help; then open each key again."""
     found: dict[str, Pair] = {}
-    store = kept.opened()
+    store = place.opened()
     for key, account in place.accounts.items():
         found[key] = await _stored(store, key, kept.directory / f"look-{key}")
-        assert found[key] in account.pairs, f"{key!r} has {found[key]}, not of {account.pairs}"
+        allowed = account.pairs | ({account.spooled} if account.spooled else set())
+        assert found[key] in allowed, f"{key!r} has {found[key]}, not of {allowed}"
+        found[key] = account.spooled or found[key]
     if store is not kept.store:
         await store.aclose()
     async with Runtime(kept.store, spool=place.spool, min_interval=0) as rt:
@@ -213,7 +211,8 @@ async def _look(place: Place, kept: Kept) -> None:
                     await cp.write(b"again")
         if place.rerun is not None:
             await place.rerun(rt)
-    store = kept.opened()
+    assert not spooled(kept.directory), f"left in the spool: {spooled(kept.directory)}"
+    store = place.opened()
     for key in found:
         head = await store.load(key)
         assert head is not None

@@ -102,6 +102,7 @@ class Points:
         self._again: list[Callable[[], object]] = []
         self._late = late
         self._doing, self._whole = "", True
+        self._unseen = False
         self._counts: dict[tuple[str, str], int] = {}
         self._thread = threading.get_ident()
         self._stepping = False
@@ -131,6 +132,15 @@ class Points:
             yield
         finally:
             self._doing, self._whole = before
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What is done meanwhile, in other threads, has no points."""
+        self._unseen = True
+        try:
+            yield
+        finally:
+            self._unseen = False
 
     # In the user's loop.
 
@@ -187,6 +197,8 @@ class Points:
         return error
 
     def _is_it(self, side: str) -> bool:
+        if self._unseen:
+            return False
         place = (self._doing, side)
         number = self._counts[place] = self._counts.get(place, -1) + 1
         point = Point(self._doing, number, side, self._whole)

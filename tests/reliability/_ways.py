@@ -13,7 +13,7 @@ import anyio
 import trio
 
 from ._interrupting import Point
-from ._programs import Place
+from ._place import Place
 
 
 @dataclass
