@@ -108,8 +108,8 @@ class Engine:
                 _log.warning("%s did not close in time: a call to it hangs", self.store.identity)
 
     async def _end_work(self) -> None:
-        """Cancel saves and restores that still run, and let them clean up before the loop's end
-        would cancel them once more, in the midst of that."""
+        """Cancel claims, saves and restores that still run, and let them clean up before the loop's
+        end would cancel them once more, in the midst of that."""
         working = list(self.io.working)
         for task in working:
             if not task.cancelling():

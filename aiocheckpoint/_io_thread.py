@@ -49,7 +49,7 @@ class IOThread:
         self._ended: Future[None] = Future()
         self._owed: set[Future[Any]] = set()
         self.working: set[asyncio.Task[Any]] = set()
-        """What `run` has begun and has not ended yet, even if nobody waits for it any more."""
+        """Claims, saves and restores that have not ended, even if nobody waits any more."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiocheckpoint-io", daemon=True)
         self._thread.start()
@@ -79,6 +79,11 @@ class IOThread:
         last instant is never called. Say so before posting what is to end it."""
         self._owed.add(future)
         future.add_done_callback(self._owed.discard)
+
+    def at_work(self, task: asyncio.Task[Any]) -> None:
+        """On the loop: have a task clean up, if it is cancelled, before the loop ends."""
+        self.working.add(task)
+        task.add_done_callback(self.working.discard)
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the loop. Cancelling the future cancels it there."""
@@ -232,11 +237,10 @@ async def run(io: IOThread, coroutine: Coroutine[Any, Any, T], patience: float) 
     def start() -> None:
         task = io.loop.create_task(coroutine)
         tasks.append(task)
-        io.working.add(task)
+        io.at_work(task)
         task.add_done_callback(ended)
 
     def ended(task: asyncio.Task[T]) -> None:
-        io.working.discard(task)
         with contextlib.suppress(concurrent.futures.InvalidStateError):
             if task.cancelled():
                 outcome.set_exception(ClosedError("the runtime was closed meanwhile"))

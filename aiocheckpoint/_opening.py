@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -79,6 +80,9 @@ class Opening(Generic[T]):
 
     async def _claim_into(self, engine: Engine, claimed: Future[Held]) -> None:
         interval = self._min_interval
+        task = asyncio.current_task()
+        assert task is not None
+        engine.io.at_work(task)
         try:
             held = await claim(
                 engine.writer,

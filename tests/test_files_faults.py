@@ -22,6 +22,7 @@ from aiocheckpoint import (
     Runtime,
     StoreError,
     StoreUnavailableError,
+    _packing,
     _unpacking,
 )
 from aiocheckpoint.abc import Source, Store
@@ -30,7 +31,7 @@ from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, Wrapper
 
 from .children import read_back, run, small_disk
-from .support import files, happened, on_asyncio, true
+from .support import files, happened, io_threads_end, on_asyncio, true
 from .trees import make, make_odd, seen
 
 
@@ -225,6 +226,48 @@ async def test_runtime_ends_after_a_restore_that_is_cancelled_twice(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert os.listdir(out) == []
+
+
+@on_asyncio
+async def test_runtime_ends_after_a_claim_that_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that stores what the spool has is not waited for when it is cancelled. The end of
+    the runtime, which comes next, lets it close its files all the same."""
+    memory, spool = MemoryStore(), tmp_path / "spool"
+    store = FaultyStore(memory)
+    with pytest.raises(FlushTimeoutError):
+        async with aiocheckpoint.open(store, "k", spool=spool, flush_timeout=0) as cp:
+            store.down = True
+            moved = make(tmp_path / "source", large=b"x" * 300_000)
+            await cp.save(moved, state=b"1", move=True)
+    reached, go_on, opened = threading.Event(), threading.Event(), threading.Event()
+    open_file = _packing.Packing._open
+
+    def slow_open(packing: Any, found: Any) -> int:
+        reached.set()
+        assert go_on.wait(10)
+        descriptor = open_file(packing, found)
+        opened.set()
+        return descriptor
+
+    monkeypatch.setattr(_packing.Packing, "_open", slow_open)
+
+    async def open_again() -> None:
+        async with aiocheckpoint.open(memory, "k", spool=spool):
+            raise AssertionError("it was to be cancelled")
+
+    task = asyncio.ensure_future(open_again())
+    await happened(reached)
+    task.cancel()
+    await asyncio.wait({task}, timeout=0.2)  # whatever is not waited for has its time to end
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert opened.is_set()
+    assert io_threads_end()
+    open_files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [path for path in open_files if path.startswith(str(tmp_path))]
 
 
 # Stores that fail.
