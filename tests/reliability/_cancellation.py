@@ -25,13 +25,17 @@ def points_of(program: Program, scheme: str, backend: str, base: Path) -> list[P
 
 
 def every_point(
-    program: Program, scheme: str, backend: str, base: Path, *, step: int = 1
+    program: Program, scheme: str, backend: str, base: Path, *, step: int = 1, behind: int = 1
 ) -> Counts:
     """Interrupt a program at each of its points (or each `step`-th), once and twice; where the I/O
-    thread waits, once or twice. The ways take turns, and so do early and late."""
+    thread waits (or each `behind`-th time), once or twice. The ways take turns, and so do early and
+    late."""
     turn = list(BACKENDS).index(backend)
     counts = Counts(interruptions=0, over=0)
-    for n, point in enumerate(points_of(program, scheme, backend, base)[turn % step :: step], turn):
+    points = points_of(program, scheme, backend, base)
+    left_out = [one for n, one in enumerate(p for p in points if p.side == "io") if n % behind]
+    points = [point for point in points if point not in left_out][turn % step :: step]
+    for n, point in enumerate(points, turn):
         kinds = [ONCE, TWICE] if point.side == "user" else [(ONCE, TWICE)[n % 2]]
         for m, kind in enumerate(kinds):
             ways = [way for way in kind if way.fits(backend, point)]
