@@ -11,7 +11,7 @@ import pytest
 from . import _cancellation, _programs
 from ._cancellation import every_point, points_of
 from ._cancelling import BACKENDS, Program
-from ._programs import PROGRAMS
+from ._programs import PROGRAMS, deleting, handle, moving, promoting, saving
 from ._torture import Budget
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -89,11 +89,13 @@ def test_interrupted_anywhere_nothing_is_lost_or_left(
 
 
 @pytest.mark.parametrize("scheme", ["file", "sqlite"])
-@every_program
+@pytest.mark.parametrize(
+    "program", [handle, saving, moving, promoting, deleting], ids=lambda program: program.__name__
+)
 def test_interrupted_on_a_disk_nothing_is_lost_or_left(
-    program: Program, scheme: str, tmp_path: Path, request: pytest.FixtureRequest
+    program: Program, scheme: str, tmp_path: Path
 ) -> None:
-    """At every eleventh point of the programs over the stores that have files."""
+    """At every eleventh point of the programs that ask most of a store, where it has files."""
     backend = list(BACKENDS)[PROGRAMS.index(program) % 3]
     counts = every_point(program, scheme, backend, tmp_path, step=11)
     assert counts["interruptions"]
