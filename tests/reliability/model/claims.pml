@@ -1,7 +1,7 @@
 /* One key: its record in a store, the spools of two machines, and attempts that open the key,
  * stage states, store them, leave, delete it, are paused for as long as may be, or are killed.
  *
- * docs/model.md maps each part to the code. test_model.py checks it to completion, as it is and
+ * docs/reliability.md maps each part to the code. test_model.py checks it to completion, as it is and
  * with one rule less (-DNO_CLAIM_CHECK and the like), which must break a guarantee.
  *
  * A state is its number; of two, the higher was staged later. Its seq, which the code goes by, is

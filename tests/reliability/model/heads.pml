@@ -1,7 +1,7 @@
 /* The heads of one key in `file:`: numbered files, of which the highest is the head.
  *
  * Processes load, commit and delete, and are paused between any two system calls for as long as
- * may be; one that is killed is one that is paused for ever. docs/model.md maps each part to the
+ * may be; one that is killed is one that is paused for ever. docs/reliability.md maps each part to the
  * code. test_model.py checks it to completion, as it is and with one rule less, which must break
  * a guarantee.
  */
