@@ -158,7 +158,7 @@ def decode_record(key: str, data: bytes) -> tuple[Record, bytes]:
         raise corrupt("lies about its size")
     try:
         record = _decode(body[_PREFIX.size : _PREFIX.size + header_size])
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise corrupt(f"has a header that makes no sense ({exc})") from exc
     if record.key != key:
         raise corrupt(f"belongs to another key, {record.key!r}")

@@ -145,7 +145,10 @@ def _decode_header(block: bytes) -> RegionHeader:
     if struct.unpack("<Q", block[-8:])[0] != _hash(block[:-8]):
         raise ValueError("the header's checksum does not match")
     (size,) = struct.unpack_from("<I", block, 8)
-    header = msgspec.msgpack.decode(block[12 : 12 + size], type=RegionHeader)
+    try:
+        header = msgspec.msgpack.decode(block[12 : 12 + size], type=RegionHeader)
+    except msgspec.MsgspecError as exc:
+        raise ValueError(f"its header makes no sense ({exc})") from exc
     if not 0 <= header.capacity <= SPOOL_LIMIT + Staging.ROOM:
         raise ValueError("a capacity that no region has")
     return header

@@ -123,7 +123,7 @@ def decode_manifest(key: str, data: bytes) -> Manifest:
         )
     try:
         manifest = msgspec.msgpack.decode(body[_PREFIX.size :], type=Manifest)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise corrupt(f"makes no sense ({exc})") from exc
     if fault := _fault(manifest):
         raise corrupt(f"is refused: {fault}")

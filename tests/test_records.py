@@ -172,3 +172,11 @@ def test_a_checkpoint_shows_its_record() -> None:
     assert (found.codec, found.payload, found.size) == ("bytes", b"state", 5)
     assert found.created.tzinfo is UTC
     assert found.created.timestamp() == 1e9
+
+
+def test_a_header_whose_text_is_no_text_is_damage() -> None:
+    """A checksum that is right proves nothing of what is below it."""
+    good = encode_record(Record(key="k", run=bytes(8), claim=bytes(16), epoch=1, commit=1), b"")
+    body = good[:-16].replace(b"\xa1k", b"\xa1\xdd")
+    with pytest.raises(CorruptCheckpointError, match="makes no sense"):
+        decode_record("k", body + xxhash.xxh3_128_digest(body))
