@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import _cancellation, _model, _soaking, test_crash_points, test_crash_points_sqlite
+from . import _cancellation, _damage, _model, _soaking, test_crash_points, test_crash_points_sqlite
 from ._storm import storm
 from ._torture import Budget, Counts, summary
 
@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "sqlite": test_crash_points_sqlite.part,
     "kills": storm,
     "cancellation": _cancellation.cancellation,
+    "damage": _damage.part,
     "model": _model.part,
     "soak": _soaking.part,
 }
