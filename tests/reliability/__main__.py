@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import _cancellation, _damage, _model, _soaking, test_crash_points, test_crash_points_sqlite
+from ._nemesis import races
 from ._storm import storm
 from ._torture import Budget, Counts, summary
 
@@ -17,6 +18,7 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "files": test_crash_points.part,
     "sqlite": test_crash_points_sqlite.part,
     "kills": storm,
+    "races": races,
     "cancellation": _cancellation.cancellation,
     "damage": _damage.part,
     "model": _model.part,
