@@ -190,8 +190,8 @@ def read_history(directory: Path, counts: Counts, *, spool: bool) -> History:
             event, *details = json.loads(line)
             counts[_COUNTED.get(event, "")] += 1
             if event == "look":
-                *rest, found = details
-                looks.append(Look(*rest, found=State(*found)))
+                invoked, returned, epoch, claim, found = details
+                looks.append(Look(invoked, returned, epoch, claim, State(*found)))
             elif event == "claim":
                 name, at = details
                 handles[name] = Handle(name, at, NEVER)

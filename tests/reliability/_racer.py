@@ -53,8 +53,8 @@ def live(orders: Orders) -> None:
     """The whole life of a process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["XDG_STATE_HOME"] = str(orders.directory / "spools")
-    aiocheckpoint._calls.OP_TIMEOUT = OP_TIMEOUT  # type: ignore[misc]
-    aiocheckpoint._claim.OP_TIMEOUT = _CLAIMING  # type: ignore[misc]
+    aiocheckpoint._calls.OP_TIMEOUT = OP_TIMEOUT
+    aiocheckpoint._claim.OP_TIMEOUT = _CLAIMING  # type: ignore[attr-defined]
     if orders.flaw == "epoch_stays":
         _keep_the_epoch()
     memory = open_store("memory:") if orders.url == "memory:" else None
@@ -223,4 +223,4 @@ def _keep_the_epoch() -> None:
         record: Record = following(key, found, *args, **kwargs)  # type: ignore[arg-type]
         return msgspec.structs.replace(record, epoch=max(1, record.epoch - 1))
 
-    aiocheckpoint._claim._next = same_epoch  # type: ignore[assignment]
+    aiocheckpoint._claim._next = same_epoch
