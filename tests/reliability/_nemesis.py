@@ -24,7 +24,7 @@ from ..servers import missing
 from ..stores import redis_server
 from ..stores.ceph import ceph
 from ..stores.objects import moto
-from ._history import NEVER, Handle, History, Look, State
+from ._history import NEVER, Handle, History, Look, Refused, State
 from ._racer import OP_TIMEOUT, Orders, live
 from ._torture import Budget, Case, Counts
 
@@ -87,9 +87,10 @@ def race(
     rng: random.Random,
     seconds: float = 2.0,
     processes: int | None = None,
+    claims: int = 0,
     flaw: str = "",
 ) -> Counts:
-    """One race for a new key.
+    """One race for a new key, for so many seconds and until there have been so many claims.
 
     Raises:
         Refused: what the clients saw is not linearizable, or a fenced one's state was seen.
@@ -107,6 +108,7 @@ def race(
             for racer in running:
                 racer.has_started()
             counts = _trouble(running, rng, seconds, seed)
+            _wait_for_claims(directory, claims)
             (directory / "end").touch()
             for racer in running:
                 racer.ends()
@@ -148,6 +150,14 @@ class _Racer:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
+
+
+def _wait_for_claims(directory: Path, least: int) -> None:
+    """On a machine that is slow, the calls of a store that is slow may fail for a good while."""
+    until = time.monotonic() + _LATE
+    while sum(log.read_bytes().count(b'["claimed"') for log in directory.glob("*.log")) < least:
+        assert time.monotonic() < until, f"there were not even {least} claims"
+        time.sleep(0.1)
 
 
 def _trouble(running: list[_Racer], rng: random.Random, seconds: float, seed: str) -> Counts:
@@ -206,7 +216,7 @@ def read_history(directory: Path, counts: Counts, *, spool: bool) -> History:
                 if number:
                     times.setdefault(number, at)
             elif event == "failed":
-                raise AssertionError(f"{log.name}: {details[0]}")
+                raise Refused(f"{log.name} ended with an error that nobody promises: {details[0]}")
     counts.pop("", None)
     return History(handles.values(), looks, spool=spool)
 

