@@ -138,6 +138,8 @@ class SqliteStore(KeepsBlobs):
             if self._connection is not None and self._connection.in_transaction:
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
+            if isinstance(exc, UnicodeDecodeError):  # of SQLite's message, which quotes the damage
+                exc = _Malformed("database disk image is malformed")
             if isinstance(exc, sqlite3.Error):
                 raise self._translate(exc, op, key) from exc
             raise
@@ -200,6 +202,12 @@ class SqliteStore(KeepsBlobs):
                 connection.close()
 
 
+class _Malformed(sqlite3.DatabaseError):
+    """Damage that SQLite does not see, or cannot tell: it has no checksums."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
 def _file_at(path: Path) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
@@ -210,7 +218,11 @@ def _file_at(path: Path) -> tuple[int, int] | None:
 
 def _load(connection: sqlite3.Connection, key: str) -> Head | None:
     row = connection.execute(_LOAD, (key,)).fetchone()
-    return None if row is None else Head(*row)
+    if row is None:
+        return None
+    if [type(value) for value in row] != [bytes, int]:
+        raise _Malformed(f"the row of {key!r} is malformed")
+    return Head(*row)
 
 
 def _commit(connection: sqlite3.Connection, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
@@ -240,7 +252,10 @@ def _answer(connection: sqlite3.Connection, put: Put, version: int) -> Version |
 
 
 def _keys(connection: sqlite3.Connection, start: str, after: str) -> list[str]:
-    return [key for (key,) in connection.execute(_KEYS, (start, after, _PAGE))]
+    keys = [key for (key,) in connection.execute(_KEYS, (start, after, _PAGE))]
+    if not all(type(key) is str for key in keys):
+        raise _Malformed("a key is malformed")
+    return keys
 
 
 def _delete(connection: sqlite3.Connection, key: str, expect: Version) -> None:

@@ -155,6 +155,41 @@ async def test_corrupt_database(path: Path) -> None:
     await store.aclose()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE aiocheckpoint_heads SET record = 'text'",
+        "UPDATE aiocheckpoint_heads SET version = 'x'",
+        "UPDATE aiocheckpoint_heads SET key = CAST(key AS BLOB)",
+    ],
+)
+async def test_a_row_of_other_types_is_damage(path: Path, damage: str) -> None:
+    """SQLite does not notice all damage: a row may come back with values of any type."""
+    store = SqliteStore(path)
+    await put(store, "k", None, b"x")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(damage)
+    with pytest.raises(StoreError, match="malformed; it is damaged; move it away"):
+        await store.load("k")
+        await listed(store)
+    await store.aclose()
+
+
+async def test_damage_in_the_text_of_a_message(path: Path) -> None:
+    """What SQLite says of a damaged schema quotes it, and need not be text."""
+    store = SqliteStore(path)
+    await put(store, "k", None, b"x")
+    await store.aclose()
+    data = path.read_bytes()
+    path.write_bytes(
+        data.replace(b"CREATE TABLE aiocheckpoint_heads", b"CREATE \xffABLE" + b" " * 19)
+    )
+    store = SqliteStore(path)
+    with pytest.raises(StoreError, match="malformed; it is damaged; move it away"):
+        await store.load("k")
+    await store.aclose()
+
+
 async def test_replaced_database(path: Path) -> None:
     """A database that was moved away under an open store is not written to any more."""
     store = SqliteStore(path)
