@@ -217,7 +217,7 @@ async def _put_generation(writer: Writer, record: Record, frame: bytes) -> None:
 
 def _make_spool(directory: Path, key: str, me: bytes, keyring: Keyring | None) -> Spool | None:
     try:
-        _spool.key_directory(directory.parent, directory.name)
+        _spool.key_directory(directory)
     except OSError as exc:
         _spool.warn_once(directory.parent, "", exc)
         return None

@@ -165,7 +165,8 @@ class Recovered(NamedTuple):
 
 
 def read_region(path: Path, claim: bytes) -> Recovered | None:
-    """The newest whole state of a region, None if it is of another claim or boot, or unused.
+    """The newest whole state of a region, None if it is of another claim or boot, or unused: as
+    long as it is being made, or if a power cut came before it got to the disk, it is zeros.
 
     A live writer may lap us, half by half; then we look again until what is whole is no older
     than what had been staged when we came.
@@ -174,7 +175,10 @@ def read_region(path: Path, claim: bytes) -> Recovered | None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("not a regular file")
-        header = _decode_header(os.pread(fd, _HEAD, 0))
+        block = os.pread(fd, _HEAD, 0)
+        if not any(block) and _is_blank(fd):
+            return None
+        header = _decode_header(block)
         if header.claim != claim or header.boot != boot_id():
             return None
         until = time.monotonic() + _LAPPED
@@ -196,6 +200,14 @@ def read_region(path: Path, claim: bytes) -> Recovered | None:
         return None if best is None else Recovered(best, header.tree, path, header.sealed)
     finally:
         os.close(fd)
+
+
+def _is_blank(fd: int) -> bool:
+    """True if there are only zeros, as many as a region may have."""
+    size = os.fstat(fd).st_size
+    if size > _HEAD + 2 * (SPOOL_LIMIT + Staging.ROOM + _TRAILER.size):
+        return False
+    return not any(any(os.pread(fd, 4096, start)) for start in range(0, size, 4096))
 
 
 def _look(fd: int, header: RegionHeader, half: int) -> tuple[bytes, Staged | None]:

@@ -14,7 +14,10 @@ import shutil
 import stat
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ._codecs import BYTES
 from ._region import (
@@ -31,10 +34,13 @@ from ._region import (
 from ._sealing import Staging
 from ._trees import make_removable
 
+T = TypeVar("T")
+
 TREE = ".tree"
 _GONE = ".gone"
 _ASIDE = ".aside"
 _NAME = re.compile(r"[0-9a-f]{32}(\.[0-9]+|-[0-9]+\.(tree|gone))")
+_TRIES = 100  # to make what others remove at the same time
 _RETRY_AFTER = 1.0  # seconds until a disk that was full is tried again
 _log = logging.getLogger("aiocheckpoint")
 
@@ -56,11 +62,7 @@ class Spool:
         """A new region for states of this codec, tree and size; None if it cannot be made."""
         path = self.directory / f"{self.claim.hex()}.{next(self._numbers)}"
         try:
-            try:
-                region = self._make(path, like, overflow)
-            except FileNotFoundError:  # another claim has left and taken the directory along
-                key_directory(self.directory.parent, self.directory.name)
-                region = self._make(path, like, overflow)
+            region = in_directory(self.directory, lambda: self._make(path, like, overflow))
         except (OSError, subprocess.SubprocessError) as exc:
             _remove(path)
             warn_once(self.directory.parent, f" for states of {len(like.data)} bytes", exc)
@@ -88,8 +90,7 @@ class Spool:
         """
         moved = Moved(tree_id, self.directory / f"{tree_id}{TREE}")
         try:
-            key_directory(self.directory.parent, self.directory.name)
-            os.rename(path, moved.path)
+            in_directory(self.directory, lambda: os.rename(path, moved.path))
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
@@ -192,23 +193,49 @@ def warn_once(base: Path, what: str, exc: Exception) -> None:
     )
 
 
-def key_directory(base: Path, name: str) -> Path:
+def in_directory(directory: Path, make: Callable[[], T]) -> T:
+    """Make something in the directory of a key's regions, and that first if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or the directory is a link or another user's.
+    """
+
+    def both() -> T:
+        try:
+            return make()
+        except FileNotFoundError:
+            _make_directory(directory)
+            return make()
+
+    return _persistently(both)
+
+
+def key_directory(directory: Path) -> None:
     """Make the directory of a key's regions, readable by this user alone.
 
     Raises:
         OSError: it cannot be made, or is a link or another user's.
     """
-    directory = base / name
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError:  # the first key, or the last one has left and taken the base along
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
+    _persistently(lambda: _make_directory(directory))
+
+
+def _persistently(make: Callable[[], T]) -> T:
+    """Whoever leaves a key takes its directory along if it is empty, and the base: at any moment,
+    and, where many come and go, again and again."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return make()
+    return make()
+
+
+def _make_directory(directory: Path) -> None:
+    base = directory.parent
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     for path in (base, directory):
         info = path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise PermissionError(f"{path} is not a directory of this user")
-    return directory
 
 
 def left_over(directory: Path) -> list[Path]:

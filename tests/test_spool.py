@@ -435,7 +435,9 @@ def test_what_a_live_writer_has_staged_is_found_every_time(tmp_path: Path) -> No
         from pathlib import Path
         lanes = []
         for size in (50, 60_000):
-            lane = Lane(Spool(key_directory(Path(url), str(size)), bytes(range(16))), print)
+            directory = Path(url, str(size))
+            key_directory(directory)
+            lane = Lane(Spool(directory, bytes(range(16))), print)
             for seq in range(1, 100):
                 lane.stage(Staged(seq, state(seq, size), "bytes"))
             lanes.append((lane, state(1, size)))
@@ -471,7 +473,7 @@ def newest(paths: list[Path], claim: bytes) -> Staged | None:
 
 def region_of(directory: Path, *states: Staged) -> Path:
     """A region in which these states have been staged."""
-    _spool.key_directory(directory.parent, directory.name)
+    _spool.key_directory(directory)
     lane = Lane(Spool(directory, CLAIM), lambda seq, data: None)
     for one in states:
         lane.stage(one)
@@ -554,7 +556,6 @@ def _header(path: Path, capacity: int, boot: object = None) -> None:
 
 
 SPOILERS: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
     "a header alone": lambda path: os.truncate(path, 256),
     "cut in a half": lambda path: os.truncate(path, 1000),
     "no region": lambda path: path.write_bytes(b"hello" * 1000),
@@ -599,6 +600,38 @@ def test_a_region_that_may_not_be_read_is_ignored_with_a_warning(
     monkeypatch.setattr(os, "open", forbidden)
     assert number_of(read_back(sqlite, spool=spool)) == 0
     assert len([w for w in warnings_in(caplog) if "damaged or unreadable" in w]) == 1
+
+
+def test_a_region_is_made_although_others_take_the_directory_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims that leave remove an empty directory, between any two steps of those that come."""
+    make, times = _spool._make_directory, [0]
+
+    def made_and_gone(directory: Path) -> None:
+        make(directory)
+        times[0] += 1
+        if times[0] < 6:
+            _spool.drop_directory(directory)
+            _spool.drop_directory(directory.parent)
+
+    monkeypatch.setattr(_spool, "_make_directory", made_and_gone)
+    spool = Spool(tmp_path / "spool" / "k", CLAIM)
+    region = spool.allocate(Staged(0, b"", "bytes"), lambda seq, data: None)
+    assert region is not None
+    assert region.path.exists()
+    assert times == [6]
+
+
+def test_a_region_in_the_making_is_no_damage(tmp_path: Path) -> None:
+    """Nor is one that a power cut has left unwritten; but other zeros where a header was are."""
+    path = tmp_path / "region"
+    for size in (0, 100, 4096):
+        path.write_bytes(bytes(size))
+        assert _region.read_region(path, CLAIM) is None
+    path.write_bytes(bytes(4095) + b"x")
+    with pytest.raises(ValueError, match="not a spool region"):
+        _region.read_region(path, CLAIM)
 
 
 @pytest.mark.parametrize("what", ["a file", "a link"])
@@ -788,7 +821,7 @@ def test_the_newest_of_any_stages_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, stages: list[tuple[int, str]]
 ) -> None:
     directory = tmp_path_factory.mktemp("spool") / "k"
-    _spool.key_directory(directory.parent, directory.name)
+    _spool.key_directory(directory)
     overflown: list[int] = []
     lane = Lane(Spool(directory, CLAIM), lambda seq, data: overflown.append(seq))
     expected: Staged | None = None
@@ -810,7 +843,7 @@ def test_the_fast_path_hands_on_what_does_not_fit(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
 ) -> None:
     directory = tmp_path_factory.mktemp("spool") / "k"
-    _spool.key_directory(directory.parent, directory.name)
+    _spool.key_directory(directory)
     lane = Lane(Spool(directory, CLAIM), lambda seq, data: lane.stage(Staged(seq, data, "bytes")))
     lane.reserve(None)
     for seq, size in enumerate(sizes, 1):
@@ -833,7 +866,7 @@ def test_a_region_of_another_claim_is_never_read(tmp_path: Path) -> None:
 
 def test_a_late_stage_into_a_removed_region_does_no_harm(tmp_path: Path) -> None:
     directory = tmp_path / "k"
-    _spool.key_directory(tmp_path, "k")
+    _spool.key_directory(tmp_path / "k")
     spool = Spool(directory, CLAIM)
     lane = Lane(spool, lambda seq, data: None)
     lane.stage(Staged(1, b"x", "bytes"))
