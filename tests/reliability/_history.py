@@ -176,7 +176,13 @@ class History:
                 )
 
     def _steps(self) -> Iterator[_Step]:
-        seen = {self.order(look.found) for look in self.looks if look.found.handle}
+        # What an epoch has carried on may come from the spool, and then when it was staged says
+        # nothing: its writer may have been fenced and not have known.
+        seen = {
+            self.order(look.found)
+            for look in self.looks
+            if not self.spool or look.epoch == self.order(look.found)[0]
+        }
         if not self.spool:
             seen.update(map(self.order, self._carried.values()))
         for epoch, handle in self._claims.items():

@@ -65,7 +65,8 @@ def test_the_spool_gives_what_was_staged_and_not_stored() -> None:
     History([a, b, c], [], spool=True).check()
     write(b, 4, 100)  # a zombie by now, but c has stored nothing
     d = claim("d", 110, 4, State("b", 4))
-    History([a, b, c, d], [], spool=True).check()
+    looks = [look(95, 3, State("b", 3)), look(120, 4, State("b", 4))]
+    History([a, b, c, d], looks, spool=True).check()
     with pytest.raises(Refused, match="fenced by then"):
         History([a, b, c, d], [], spool=False).check()
 
