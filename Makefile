@@ -28,6 +28,8 @@ $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -m venv --clear "$(VENV)" || { \
 	  echo "'$(PYTHON) -m venv' failed: Debian and Ubuntu need the package python3-venv for it." >&2; exit 1; }
 	@"$(BIN)/python" -m pip install -qq -c constraints.txt -e ".[dev]"
+	@"$(BIN)/python" -m pip install -qq -c constraints.txt --only-binary :all: atheris 2>/dev/null \
+	  || echo "no wheel of atheris for this machine: nothing is fuzzed by coverage here"
 	@touch $@
 
 demo: $(READY)

@@ -9,7 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import _cancellation, _damage, _model, _soaking, test_crash_points, test_crash_points_sqlite
+from . import (
+    _cancellation,
+    _damage,
+    _fuzz,
+    _model,
+    _soaking,
+    test_crash_points,
+    test_crash_points_sqlite,
+)
 from ._nemesis import races
 from ._storm import storm
 from ._torture import Budget, Counts, summary
@@ -21,6 +29,7 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "races": races,
     "cancellation": _cancellation.cancellation,
     "damage": _damage.part,
+    "fuzz": _fuzz.part,
     "model": _model.part,
     "soak": _soaking.part,
 }
