@@ -181,8 +181,9 @@ class FileStore(KeepsBlobs):
             # n stays until n+2, for whoever is about to read it; a deleted one does not.
             if old < last or (deleted and old == last):
                 after.callback(os.unlink, _head_name(old), dir_fd=dir_fd)
-        names.remove(temp)
-        after.callback(remove_stale, self._directory(key), names)
+        # not ours, if another process, whose clock is wrong, has not taken it for stale already
+        others = [each for each in names if each != temp]
+        after.callback(remove_stale, self._directory(key), others)
         return number
 
     def _make(self, key: str, directory: Path) -> None:

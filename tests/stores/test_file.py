@@ -578,3 +578,24 @@ async def test_an_empty_key_file(root: Path) -> None:
     file.write_bytes(b"")
     assert await listed(store) == ["k"]
     await store.aclose()
+
+
+async def test_a_temporary_file_that_others_take_for_stale(
+    root: Path, interpose: Interpose
+) -> None:
+    """A process whose clock is wrong may remove it at any moment: what is linked is stored."""
+    store = FileStore(root)
+    version = await put(store, "k", None, b"x")
+
+    def remove(number: int, name: str) -> None:
+        if name == "listdir":
+            for path in (root / "k").glob(".tmp-*"):
+                path.unlink()
+
+    interpose(remove)
+    await put(store, "k", version, b"y")
+    interpose(None)
+    head = await store.load("k")
+    assert head is not None
+    assert head.record == b"y"
+    await store.aclose()
