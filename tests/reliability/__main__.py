@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "files": test_crash_points.part,
     "sqlite": test_crash_points_sqlite.part,
     "kills": storm,
+    "faults": _faults.machines,
     "races": races,
     "cancellation": _cancellation.cancellation,
     "damage": _damage.part,
