@@ -12,9 +12,12 @@ from pathlib import Path
 from . import (
     _cancellation,
     _damage,
+    _faults,
+    _full,
     _fuzz,
     _model,
     _soaking,
+    _sync_errors,
     test_crash_points,
     test_crash_points_sqlite,
 )
@@ -27,6 +30,8 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "sqlite": test_crash_points_sqlite.part,
     "kills": storm,
     "faults": _faults.machines,
+    "sync-errors": _sync_errors.part,
+    "full-disk": _full.part,
     "races": races,
     "cancellation": _cancellation.cancellation,
     "damage": _damage.part,
