@@ -22,6 +22,7 @@ from . import (
     test_crash_points_sqlite,
 )
 from ._nemesis import races
+from ._outages import outages
 from ._storm import storm
 from ._torture import Budget, Counts, summary
 
@@ -34,6 +35,7 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "full-disk": _full.part,
     "races": races,
     "cancellation": _cancellation.cancellation,
+    "outages": outages,
     "damage": _damage.part,
     "fuzz": _fuzz.part,
     "model": _model.part,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -22,10 +25,11 @@ class Request(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """Answer this, and pass nothing on."""
+    """Answer this, and pass nothing on; with `done`, pass it on first."""
 
     status: int
     code: str
+    done: bool = False
 
 
 class Change(NamedTuple):
@@ -44,7 +48,28 @@ class HoldAnswer(NamedTuple):
     until: threading.Event
 
 
-Fault = Refuse | Change | LoseAnswer | HoldAnswer | None
+class Delay(NamedTuple):
+    """Pass it on so many seconds late, and the answer too."""
+
+    request: float = 0.0
+    answer: float = 0.0
+
+
+class Reset(NamedTuple):
+    """Break the connection off by RST; with `done`, pass the request on first."""
+
+    done: bool = False
+
+
+class CutRequest(NamedTuple):
+    """Break the connection off by RST in the middle of the request's body, and pass nothing on."""
+
+
+class CutAnswer(NamedTuple):
+    """Pass it on, and close the connection in the middle of the answer's body."""
+
+
+Fault = Refuse | Change | LoseAnswer | HoldAnswer | Delay | Reset | CutRequest | CutAnswer | None
 
 
 def without(request: Request, *names: str) -> Change:
@@ -68,6 +93,8 @@ class Proxy:
         self.seen: list[Request] = []
         self.passed_on = threading.Event()
         """Set when a request whose answer is kept back has been done."""
+        self._swapping = threading.Lock()
+        """Held while a conditional request is done, as moto compares first and swaps then."""
         upstream = urlsplit(service.endpoint).netloc
         proxy = self
 
@@ -78,44 +105,79 @@ class Proxy:
                 pass
 
             def _any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 request = Request(self.command, self.path, headers)
-                proxy.seen.append(request)
                 fault = proxy.fault(request)
-                if isinstance(fault, Refuse):
-                    text = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>"
-                    self._answer(fault.status, {}, text.encode())
-                    return
+                size = int(headers.get("content-length") or 0)
+                body = self.rfile.read(size // 2 if isinstance(fault, CutRequest) else size)
+                proxy.seen.append(request)
+                match fault:
+                    case Refuse(done=False):
+                        self._refuse(fault)
+                        return
+                    case Reset(done=False) | CutRequest():
+                        self._reset()
+                        return
+                    case Delay():
+                        time.sleep(fault.request)
                 headers = fault.headers if isinstance(fault, Change) else request.headers
                 answer, data = self._upstream(request, headers, body)
-                if isinstance(fault, LoseAnswer):
-                    self.close_connection = True
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    return
-                if isinstance(fault, HoldAnswer):
-                    proxy.passed_on.set()
-                    fault.until.wait(20)
-                self._answer(answer.status, dict(answer.headers.items()), data)
+                match fault:
+                    case Refuse():
+                        self._refuse(fault)
+                        return
+                    case Reset():
+                        self._reset()
+                        return
+                    case LoseAnswer():
+                        self.close_connection = True
+                        self.connection.shutdown(socket.SHUT_RDWR)
+                        return
+                    case HoldAnswer():
+                        proxy.passed_on.set()
+                        fault.until.wait(20)
+                    case Delay():
+                        time.sleep(fault.answer)
+                cut = len(data) // 2 if isinstance(fault, CutAnswer) else None
+                self._answer(answer.status, dict(answer.headers.items()), data, cut)
+
+            def _refuse(self, fault: Refuse) -> None:
+                text = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>"
+                self._answer(fault.status, {}, text.encode())
+
+            def _reset(self) -> None:
+                self.close_connection = True
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                os.close(self.connection.detach())  # before anybody can say goodbye
 
             def _upstream(
                 self, request: Request, headers: dict[str, str], body: bytes
             ) -> tuple[http.client.HTTPResponse, bytes]:
                 headers = {n: v for n, v in headers.items() if n != "expect"}
-                for again in (True, True, False):
+                conditional = bool({"if-match", "if-none-match"} & headers.keys())
+                with proxy._swapping if conditional else nullcontext():
+                    return self._done(request, headers, body, again=not conditional)
+
+            def _done(
+                self, request: Request, headers: dict[str, str], body: bytes, *, again: bool
+            ) -> tuple[http.client.HTTPResponse, bytes]:
+                for last in (False, False, True):
                     connection = http.client.HTTPConnection(upstream, timeout=60)
                     with closing(connection):
                         try:
                             connection.request(request.method, request.path, body, headers)
                             answer = connection.getresponse()
                         except http.client.RemoteDisconnected:  # which Ceph does, now and then
-                            if again and not {"if-match", "if-none-match"} & headers.keys():
+                            if again and not last:
                                 continue
                             raise
                         return answer, answer.read()
                 raise AssertionError
 
-            def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+            def _answer(
+                self, status: int, headers: dict[str, str], data: bytes, cut: int | None = None
+            ) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     if name.lower() not in ("content-length", "connection", "transfer-encoding"):
@@ -123,7 +185,9 @@ class Proxy:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(data)
+                    self.wfile.write(data[:cut])
+                if cut is not None:
+                    self.close_connection = True
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any
 

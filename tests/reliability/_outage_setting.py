@@ -1,0 +1,75 @@
+"""What an outage is made of: a service that may fail, a store whose calls are counted, and short
+timeouts."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Protocol
+
+import aiocheckpoint._calls
+import aiocheckpoint._claim
+from aiocheckpoint._errors import StoreError
+from aiocheckpoint.abc import Head, Put, Source, Version
+from aiocheckpoint.testing import Wrapper
+
+from ._torture import Counts
+
+
+class Service(Protocol):
+    """A service and what may befall it."""
+
+    @property
+    def url(self) -> str:
+        """Of an empty store in it."""
+
+    def trouble(self, rng: random.Random) -> AbstractAsyncContextManager[str]:
+        """Begin some trouble, and say which; at the end the service is well."""
+
+    def counts(self) -> Counts:
+        """What befell it that it alone knows of."""
+
+
+class Watched(Wrapper):
+    """Counts the calls of a store."""
+
+    calls = 0
+
+    async def load(self, key: str) -> Head | None:
+        self.calls += 1
+        return await self.store.load(key)
+
+    async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
+        self.calls += 1
+        return await self.store.commit(batch)
+
+    async def put_blob(self, key: str, name: str, source: Source) -> None:
+        self.calls += 1
+        await self.store.put_blob(key, name, source)
+
+
+@contextmanager
+def timeouts(calls: float, claims: float) -> Iterator[None]:
+    """After how many seconds calls are given up, and claims."""
+    before = aiocheckpoint._calls.OP_TIMEOUT, aiocheckpoint._claim.OP_TIMEOUT  # type: ignore[attr-defined]
+    aiocheckpoint._calls.OP_TIMEOUT = calls
+    aiocheckpoint._claim.OP_TIMEOUT = claims  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        aiocheckpoint._calls.OP_TIMEOUT = before[0]
+        aiocheckpoint._claim.OP_TIMEOUT = before[1]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """The package logs nothing: whoever keeps its lines keeps errors, and what these refer to."""
+    logger = logging.getLogger("aiocheckpoint")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,19 @@
+"""While a service fails, and after that: nothing acknowledged is lost, and all staged is stored."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ._outage_s3 import FAULTS, objects
+from ._outage_storm import outage
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3+obstore"])
+def test_an_object_service_that_fails_loses_nothing(scheme: str) -> None:
+    with objects(scheme) as service:
+        counts = outage(service, random.Random(2), troubles=2)
+    assert sum(counts[name] for name in FAULTS) > 30
+    assert counts["flushes"] > 10
+    assert counts["looks"] > 10
