@@ -3,10 +3,16 @@ timeouts."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Protocol
 
 import aiocheckpoint._calls
@@ -73,3 +79,23 @@ def silence() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@asynccontextmanager
+async def again_and_again(trouble: Callable[[], object]) -> AsyncIterator[None]:
+    """Call it in a thread, at the beginning and over and over."""
+    over = asyncio.Event()
+
+    async def repeat() -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), 0.05)
+            await asyncio.to_thread(trouble)
+
+    await asyncio.to_thread(trouble)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(repeat())
+        try:
+            yield
+        finally:
+            over.set()

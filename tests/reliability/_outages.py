@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from ._outage_redis import EVERYSEC, redis
 from ._outage_s3 import objects
 from ._outage_setting import Service
 from ._outage_storm import outage
@@ -16,6 +17,8 @@ from ._torture import Budget, Case, Counts
 SERVICES: dict[str, Callable[[], AbstractContextManager[Service]]] = {
     "s3": functools.partial(objects, "s3"),
     "s3+obstore": functools.partial(objects, "s3+obstore"),
+    "redis": redis,
+    "redis, everysec": functools.partial(redis, *EVERYSEC),
 }
 
 

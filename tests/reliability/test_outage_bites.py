@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from aiocheckpoint import _commits, _writer
 from aiocheckpoint._commits import Commits
-from aiocheckpoint._errors import CorruptCheckpointError, StoreError, StoreUnavailableError
+from aiocheckpoint._errors import (
+    CorruptCheckpointError,
+    FencedError,
+    StoreError,
+    StoreUnavailableError,
+)
 from aiocheckpoint._writer import Writer
 from aiocheckpoint.abc import Put, Store, Version
 from aiocheckpoint.testing import Wrapper
 
 from ._outage_keys import Broken
+from ._outage_redis import redis
 from ._outage_s3 import objects
+from ._outage_setting import Service
 from ._outage_storm import outage
 
 
@@ -67,28 +76,39 @@ class StoresOlder(FailsSoftly):
         return await super().commit(older)
 
 
+HALF_OF_S3 = partial(objects, "s3", [0.5])
+
+
 def found(
-    kind: type[BaseException],
+    kind: type[BaseException] | tuple[type[BaseException], ...],
+    service: Callable[[], AbstractContextManager[Service]] = HALF_OF_S3,
     flaw: Callable[[Store], Store] = lambda store: store,
-    rate: float = 0.5,
 ) -> BaseException:
     """What comes of storms with a flaw, the first time that something does."""
     for seed in range(20):
-        with objects("s3", [rate]) as service:
+        with service() as ill:
             try:
-                outage(service, random.Random(seed), lives=1, troubles=6, flaw=flaw)
+                outage(ill, random.Random(seed), lives=1, troubles=6, flaw=flaw)
             except kind as exc:
                 return exc
     raise AssertionError("it was not found")
 
 
+@pytest.mark.parametrize("service", [HALF_OF_S3, redis], ids=["s3", "redis"])
 @pytest.mark.parametrize("flaw", [AcknowledgesFailures, StoresOlder])
-def test_a_state_that_was_acknowledged_and_is_not_there_is_found(flaw: type[Wrapper]) -> None:
-    assert "promised" in str(found(Broken, flaw))
+def test_a_state_that_was_acknowledged_and_is_not_there_is_found(
+    flaw: type[Wrapper], service: Callable[[], AbstractContextManager[Service]]
+) -> None:
+    assert "promised" in str(found(Broken, service, flaw))
+
+
+def test_a_redis_that_keeps_nothing_is_found() -> None:
+    """What the documentation asks of the server is needed. Whose key is gone is fenced."""
+    found((Broken, FencedError), partial(redis, "--appendonly", "no"))
 
 
 def test_an_error_that_was_not_promised_is_found() -> None:
-    assert type(found(StoreError, TakesOutagesForLasting)) is StoreError
+    assert type(found(StoreError, flaw=TakesOutagesForLasting)) is StoreError
 
 
 def test_a_writer_that_gives_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +122,7 @@ def test_a_writer_that_gives_up_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
             self._tell(held)
 
     monkeypatch.setattr(Writer, "_retry_later", gives_up)
-    found(Broken, rate=1.0)
+    found(Broken, partial(objects, "s3", [1.0]))
 
 
 def test_a_writer_that_keeps_what_was_replaced_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

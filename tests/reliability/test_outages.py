@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from ..stores.redis_server import ALWAYS
+from ._outage_redis import EVERYSEC, TROUBLES, redis
 from ._outage_s3 import FAULTS, objects
 from ._outage_storm import outage
 
@@ -15,5 +17,14 @@ def test_an_object_service_that_fails_loses_nothing(scheme: str) -> None:
     with objects(scheme) as service:
         counts = outage(service, random.Random(2), troubles=2)
     assert sum(counts[name] for name in FAULTS) > 30
+    assert counts["flushes"] > 10
+    assert counts["looks"] > 10
+
+
+@pytest.mark.parametrize("options", [ALWAYS, EVERYSEC], ids=["always", "everysec"])
+def test_a_redis_that_is_killed_frozen_and_cut_off_loses_nothing(options: tuple[str, ...]) -> None:
+    with redis(*options) as service:
+        counts = outage(service, random.Random(1))
+    assert all(counts[trouble] for trouble in TROUBLES)
     assert counts["flushes"] > 10
     assert counts["looks"] > 10
