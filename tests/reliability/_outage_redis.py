@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from ..stores.redis_server import ALWAYS, Server
-from ._outage_setting import again_and_again
+from ._outage_setting import Pile, again_and_again
 from ._torture import Counts
 
 EVERYSEC = ("--appendonly", "yes", "--appendfsync", "everysec")
@@ -23,10 +23,11 @@ class RedisOutages:
     def __init__(self, server: Server) -> None:
         self.url = f"{server.url}?prefix=outages"
         self._server = server
+        self._troubles = Pile(TROUBLES)
 
     @asynccontextmanager
     async def trouble(self, rng: random.Random) -> AsyncIterator[str]:
-        name, server = rng.choice(TROUBLES), self._server
+        name, server = self._troubles.draw(rng), self._server
         if name == "Redis killed":
             await asyncio.to_thread(server.kill)
             try:

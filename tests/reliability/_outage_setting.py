@@ -38,6 +38,18 @@ class Service(Protocol):
         """What befell it that it alone knows of."""
 
 
+class Pile:
+    """Troubles, each of which is drawn before one comes again."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._left: list[str] = []
+
+    def draw(self, rng: random.Random) -> str:
+        self._left = self._left or rng.sample(self._names, len(self._names))
+        return self._left.pop()
+
+
 class Watched(Wrapper):
     """Counts the calls of a store."""
 
@@ -71,14 +83,16 @@ def timeouts(calls: float, claims: float) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """The package logs nothing: whoever keeps its lines keeps errors, and what these refer to."""
-    logger = logging.getLogger("aiocheckpoint")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Package and driver log nothing: who keeps lines keeps errors, and what these refer to."""
+    loggers = [logging.getLogger(name) for name in ("aiocheckpoint", "psycopg")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @asynccontextmanager

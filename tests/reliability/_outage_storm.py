@@ -99,7 +99,7 @@ class _Storm:
                         await self._more_writes(self._rng.randrange(1, 60))
                         name = await trouble.enter_async_context(self._service.trouble(self._rng))
                         self.counts[name] += 1
-                        await self._more_calls(self._rng.randrange(10, 50))
+                        await self._more_calls(self._rng.randrange(10, 40))
                         if last or number < troubles - 1:
                             await trouble.aclose()
                             await self._stored_again()

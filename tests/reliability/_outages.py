@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from ._outage_postgresql import postgresql
 from ._outage_redis import EVERYSEC, redis
 from ._outage_s3 import objects
 from ._outage_setting import Service
@@ -19,6 +20,7 @@ SERVICES: dict[str, Callable[[], AbstractContextManager[Service]]] = {
     "s3+obstore": functools.partial(objects, "s3+obstore"),
     "redis": redis,
     "redis, everysec": functools.partial(redis, *EVERYSEC),
+    "postgresql": postgresql,
 }
 
 

@@ -20,9 +20,11 @@ from aiocheckpoint._errors import (
 )
 from aiocheckpoint._writer import Writer
 from aiocheckpoint.abc import Put, Store, Version
+from aiocheckpoint.stores import _postgres_blobs, postgres
 from aiocheckpoint.testing import Wrapper
 
 from ._outage_keys import Broken
+from ._outage_postgresql import postgresql
 from ._outage_redis import redis
 from ._outage_s3 import objects
 from ._outage_setting import Service
@@ -50,7 +52,7 @@ class AcknowledgesFailures(FailsSoftly):
     """Takes an answer for a good one, whatever it says."""
 
     def failed(self, put: Put, error: StoreError) -> Version | StoreError:
-        return "a version"
+        return error if put.expect is None else put.expect
 
 
 class TakesOutagesForLasting(FailsSoftly):
@@ -83,18 +85,21 @@ def found(
     kind: type[BaseException] | tuple[type[BaseException], ...],
     service: Callable[[], AbstractContextManager[Service]] = HALF_OF_S3,
     flaw: Callable[[Store], Store] = lambda store: store,
+    troubles: int = 6,
 ) -> BaseException:
     """What comes of storms with a flaw, the first time that something does."""
     for seed in range(20):
         with service() as ill:
             try:
-                outage(ill, random.Random(seed), lives=1, troubles=6, flaw=flaw)
+                outage(ill, random.Random(seed), lives=1, troubles=troubles, flaw=flaw)
             except kind as exc:
                 return exc
     raise AssertionError("it was not found")
 
 
-@pytest.mark.parametrize("service", [HALF_OF_S3, redis], ids=["s3", "redis"])
+@pytest.mark.parametrize(
+    "service", [HALF_OF_S3, redis, postgresql], ids=["s3", "redis", "postgresql"]
+)
 @pytest.mark.parametrize("flaw", [AcknowledgesFailures, StoresOlder])
 def test_a_state_that_was_acknowledged_and_is_not_there_is_found(
     flaw: type[Wrapper], service: Callable[[], AbstractContextManager[Service]]
@@ -105,6 +110,14 @@ def test_a_state_that_was_acknowledged_and_is_not_there_is_found(
 def test_a_redis_that_keeps_nothing_is_found() -> None:
     """What the documentation asks of the server is needed. Whose key is gone is fenced."""
     found((Broken, FencedError), partial(redis, "--appendonly", "no"))
+
+
+def test_a_postgresql_that_does_not_wait_for_its_disk_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (_postgres_blobs, postgres):
+        monkeypatch.setattr(module, "DURABLY", "SELECT 1 WHERE false")
+    assert "promised" in str(found(Broken, postgresql))
 
 
 def test_an_error_that_was_not_promised_is_found() -> None:
@@ -154,4 +167,4 @@ def test_a_blob_that_is_deleted_after_a_lost_answer_is_found(
 
 def test_blobs_that_nobody_collects_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Commits, "collect", lambda self, key, names, left=None: None)
-    assert "nothing names" in str(found(Broken))
+    assert "nothing names" in str(found(Broken, troubles=1))
