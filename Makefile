@@ -1,5 +1,6 @@
 # make demo    a real job, killed and resumed          make test    the tests
 # make bench   the numbers of docs/benchmarks.md       make check   lint, format, types, import floors
+# make bench-peers  the same work by others, in an environment of its own (2 GB)
 # make torture the guarantees, attacked for long       (make torture ARGS=--help: which, how long)
 #
 # The first call creates $(VENV) with $(PYTHON), which must be 3.11 or newer.
@@ -9,11 +10,12 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
 OTHERS := 3.11 3.12 3.13
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-all check bench torture clean
+.PHONY: help venv demo test test-all check bench bench-peers torture clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -62,9 +64,18 @@ check: $(READY)
 bench: $(READY)
 	@"$(BIN)/python" -m tests.bench $(ARGS)
 
+bench-peers: $(PEERS)/.ready
+	@"$(PEERS)/bin/python" -m tests.bench.peers $(ARGS)
+
+$(PEERS)/.ready: pyproject.toml tests/bench/peers/requirements.txt
+	@echo "setting up $(PEERS), with what is compared ..."
+	@"$(PYTHON)" -m venv --clear "$(PEERS)"
+	@"$(PEERS)/bin/python" -m pip install -qq -e . -r tests/bench/peers/requirements.txt
+	@touch $@
+
 torture: $(READY)
 	@"$(BIN)/python" -m tests.reliability $(ARGS)
 
 clean:
-	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build *.egg-info
+	rm -rf .venv .venv-3.* .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
