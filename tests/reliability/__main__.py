@@ -20,6 +20,7 @@ from . import (
     _sync_errors,
     test_crash_points,
     test_crash_points_sqlite,
+    test_disks,
 )
 from ._nemesis import races
 from ._outages import outages
@@ -29,6 +30,7 @@ from ._torture import Budget, Counts, summary
 PARTS: dict[str, Callable[[Budget], Counts]] = {
     "files": test_crash_points.part,
     "sqlite": test_crash_points_sqlite.part,
+    "disks": test_disks.part,
     "kills": storm,
     "faults": _faults.machines,
     "sync-errors": _sync_errors.part,

@@ -136,13 +136,14 @@ def put_on_disk(image: Image, directory: Path) -> None:
 class _Complaints(logging.Handler):
     """Keeps the log lines that speak of damage: a power cut is no reason for any."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Sequence[str]) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
+        self._words = words
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if "falling back" in line or "stored anew" in line or "cannot be" in line:
+        if any(word in line for word in self._words):
             self.lines.append(line)
 
 
@@ -159,6 +160,8 @@ class Looker:
     before: Callable[[Path], None] = lambda directory: None
     after: Callable[[Path], None] = lambda directory: None
     """More to do with the disk before the package opens the key, and after."""
+    complaints: Sequence[str] = ("falling back", "stored anew", "cannot be")
+    """What the log must not say."""
     counts: Counts = field(default_factory=Counts)
     _seen: dict[bytes, Version | Exception] = field(default_factory=dict)
 
@@ -166,19 +169,22 @@ class Looker:
         digest = _digest(image)
         if digest not in self._seen:
             self.counts["disks"] += 1
-            self._seen[digest] = self._look(image, go_on=digest[0] % 4 == 0)
+            with fast_directory() as above:
+                put_on_disk(image, above / "disk")
+                self._seen[digest] = self.look(above / "disk", go_on=digest[0] % 4 == 0)
         return self._seen[digest]
 
-    def _look(self, image: Image, go_on: bool) -> Version | Exception:
-        complaints = _Complaints()
+    def look(self, directory: Path, go_on: bool) -> Version | Exception:
+        """What the key says there; and whether it takes a new state, if it is to `go_on`."""
+        complaints = _Complaints(self.complaints)
         log = logging.getLogger("aiocheckpoint")
         log.addHandler(complaints)
         try:
-            with fast_directory() as above, another_boot():
-                put_on_disk(image, above / "disk")
-                self.before(above / "disk")
-                found = asyncio.run(self._read(above / "disk", "restored" not in image, go_on))
-                self.after(above / "disk")
+            with another_boot():
+                self.before(directory)
+                free = not os.path.lexists(directory / "restored")
+                found = asyncio.run(self._read(directory, free, go_on))
+                self.after(directory)
             if complaints.lines:
                 raise LostError(f"the log speaks of damage: {complaints.lines}")
         except Exception as exc:

@@ -135,7 +135,7 @@ class Recorder:
             place = self._of(fd)
             self._note("write", place, at=offset, data=_start(b"".join(buffers), done, place))
             if flags & _RWF_SYNC:
-                self._note("sync", place, site=_site(sys._getframe(1)))
+                self._note("sync", place, site=site_of(sys._getframe(1)))
             return done
 
     def _ftruncate(self, fd: int, size: int) -> None:
@@ -156,12 +156,12 @@ class Recorder:
     def _fsync(self, fd: int) -> None:
         with self._lock:
             _real["fsync"](fd)
-            self._note("sync", self._of(fd), site=_site(sys._getframe(1)))
+            self._note("sync", self._of(fd), site=site_of(sys._getframe(1)))
 
     def _fdatasync(self, fd: int) -> None:
         with self._lock:
             _real["fdatasync"](fd)
-            self._note("sync", self._of(fd), site=_site(sys._getframe(1)))
+            self._note("sync", self._of(fd), site=site_of(sys._getframe(1)))
 
     def _rename(
         self,
@@ -222,7 +222,7 @@ def _start(data: Any, size: int, place: str | None) -> bytes:
     return b"" if place is None else bytes(memoryview(data)[:size])
 
 
-def _site(frame: FrameType | None) -> str:
+def site_of(frame: FrameType | None) -> str:
     """The functions of the stores that led to a call, innermost first."""
     names = []
     while frame is not None:

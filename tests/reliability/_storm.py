@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import statistics
 import tempfile
 import time
-from functools import cache
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from ._processes import processes
 from ._progress import Progress
 from ._torture import Budget, Case, Counts
 from ._victim import Orders, live
@@ -118,7 +117,7 @@ def chain(scheme: str, losses: Losses, seed: str, *, spool: bool, flaw: str = ""
 def _meet(orders: Orders, delay: float | None) -> Progress:
     """Start a victim and kill it so many seconds later; None: let it end."""
     progress = Progress.at(orders.progress)
-    process = _processes().Process(target=live, args=(orders,))
+    process = processes().Process(target=live, args=(orders,))
     process.start()
     try:
         _wait_for_start(progress, process)
@@ -152,13 +151,3 @@ def _left_tidy(store: Path) -> None:
         left = [path for path in spool.glob("*/*") if path.suffix != ".aside"]
         if left:
             raise Lost(f"left in the spool: {left}")
-
-
-@cache
-def _processes() -> ForkServerContext:
-    """Children are forked from a server that has imported all, and runs no thread."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [live.__module__, "aiocheckpoint.stores.file", "aiocheckpoint.stores.sqlite"]
-    )
-    return context
