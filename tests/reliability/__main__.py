@@ -32,7 +32,7 @@ PARTS: dict[str, Callable[[Budget], Counts]] = {
     "sqlite": test_crash_points_sqlite.part,
     "disks": test_disks.part,
     "kills": storm,
-    "faults": _faults.machines,
+    "faults": lambda budget: budget.each(_faults.explore),
     "sync-errors": _sync_errors.part,
     "full-disk": _full.part,
     "races": races,

@@ -1,137 +1,194 @@
-"""A store whose every call does what a plan says: it fails, hangs, or has its effect later."""
+"""A store that does wrong what its plan says, at every call."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
-import pytest
-
-from aiocheckpoint import _calls, _claim, _commits, _writer
 from aiocheckpoint._errors import StoreError, StoreUnavailableError
 from aiocheckpoint.abc import Head, Put, Source, Store, Version
 from aiocheckpoint.testing import Wrapper
 
+from ._plan import LASTING, NONE, Fault
+
 T = TypeVar("T")
-
-INLINE = 2_000
-"""Bytes of a state, at most, that lie in the record, in here: so that blobs cost little."""
-_TIMEOUT = 0.02
-
-
-class Fault(enum.Enum):
-    """What befalls a call."""
-
-    NONE = "none"
-    REFUSED = "refused, and nothing done"
-    LOST = "done, and the answer lost"
-    LATE = "the answer lost, and done before the next call"
-    SLOW = "done after a while"
-    HANGS = "no answer, and nothing done"
-    HANGS_AFTER = "no answer, and done"
-    PARTIAL = "refused for every second key of a batch"
-    FORBIDDEN = "refused for good"
 
 
 class FaultedStore(Wrapper):
-    """Takes a fault from `plan` for each call; all is well when none is left."""
+    """Takes the next fault of its plan that fits each call; without one all is well."""
 
-    def __init__(self, store: Store, *, transactional: bool = True) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.plan: deque[Fault] = deque()
-        self.met: Counter[str] = Counter()
-        """How often each fault was met."""
-        self._transactional = transactional
-        self._late: list[Callable[[], Awaitable[object]]] = []
-        self._under_way: Counter[str] = Counter()
-        self.most_under_way = 0
-        """Commits of one key at the same time."""
+        self.always = NONE
+        """What goes wrong at every call that the plan says nothing of."""
+        self.active = 0
+        """How many calls are under way."""
+        self.taken: Counter[str] = Counter()
+        """How many faults there were, by kind."""
+        self.calls = 0
+        self.refusals: list[tuple[str, str | None]] = []
+        """The calls, and their keys, that were answered with a lasting error."""
+        self.under_way: Counter[str] = Counter()
+        """Commits that have begun and have had no answer, by key."""
+        self._late: set[asyncio.Task[None]] = set()
+
+    def heal(self) -> None:
+        self.plan.clear()
+        self.always = NONE
 
     @property
-    def transactional(self) -> bool:
-        return self._transactional
-
-    async def settle(self) -> None:
-        """Have everything that is late done."""
-        while self._late:
-            await self._late.pop(0)()
+    def forbids(self) -> bool:
+        """Whether whatever is to be stored now is answered with a lasting error."""
+        others = [fault for fault in self.plan if fault.op != "delete"]
+        return self.always.kind in LASTING and not others and not self.active
 
     async def load(self, key: str) -> Head | None:
-        return await self._call("load", key, lambda: self.store.load(key))
+        return await self._do("load", key, lambda: self.store.load(key))
 
     async def commit(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
         keys = [put.key for put in batch]
-        self._under_way.update(keys)
-        self.most_under_way = max(self.most_under_way, *self._under_way.values())
+        self.under_way.update(keys)
+        fault = self._next("commit")
         try:
-            if self.plan and self.plan[0] is Fault.PARTIAL:
-                return await self._partial(batch)
-            return await self._call("commit", None, lambda: self.store.commit(batch))
+            if fault.kind == "partial":
+                return await self._some(batch)
+            key = keys[0] if len(keys) == 1 else None
+            return await self._do("commit", key, lambda: self.store.commit(batch), fault)
         finally:
-            self._under_way.subtract(keys)
+            self.under_way.subtract(keys)
 
-    async def _partial(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
-        self.plan.popleft()
-        self.met[Fault.PARTIAL.name] += 1
-        await self.settle()
-        done = iter(await self.store.commit(batch[1::2]))
-        return [
-            next(done)
-            if number % 2
-            else StoreUnavailableError("refused, as drawn", op="commit", key=put.key)
-            for number, put in enumerate(batch)
-        ]
+    async def _some(self, batch: Sequence[Put]) -> Sequence[Version | StoreError]:
+        """Every second put is not done; the others are."""
+        done = await self.store.commit(batch[::2])
+        answers: list[Version | StoreError] = []
+        for index, put in enumerate(batch):
+            lost = StoreUnavailableError("this one was refused", op="commit", key=put.key)
+            answers.append(lost if index % 2 else done[index // 2])
+        return answers
 
     async def put_blob(self, key: str, name: str, source: Source) -> None:
-        # what is late must not read from a source that is gone
-        if self.plan and self.plan[0] is Fault.LATE:
-            self.plan[0] = Fault.LOST
-        await self._call("put_blob", key, lambda: self.store.put_blob(key, name, source))
+        # what the caller's chunks are made of is gone when a late effect would ask for them
+        data = source if isinstance(source, bytes) else await _joined(source)
+        copy = bytes(memoryview(data))
+        del data, source
+        await self._do("put_blob", key, lambda: self.store.put_blob(key, name, copy))
+
+    async def open_blob(
+        self, key: str, name: str, start: int = 0, size: int | None = None
+    ) -> AsyncIterator[bytes]:
+        async for item in self._read(
+            "open_blob", key, self.store.open_blob(key, name, start, size)
+        ):
+            yield item
 
     async def list_blobs(self, key: str) -> list[str]:
-        return await self._call("list_blobs", key, lambda: self.store.list_blobs(key))
+        return await self._do("list_blobs", key, lambda: self.store.list_blobs(key))
 
     async def delete_blobs(self, key: str, names: Sequence[str]) -> None:
-        await self._call("delete_blobs", key, lambda: self.store.delete_blobs(key, names))
+        fault = self._next("delete_blobs")
+        if fault.kind == "partial":
+            await self.store.delete_blobs(key, names[::2])
+            fault = Fault("refused")
+        await self._do("delete_blobs", key, lambda: self.store.delete_blobs(key, names), fault)
+
+    async def keys(self, prefix: str) -> AsyncIterator[str]:
+        async for item in self._read("keys", None, self.store.keys(prefix)):
+            yield item
 
     async def delete(self, key: str, expect: Version) -> None:
-        await self._call("delete", key, lambda: self.store.delete(key, expect))
+        await self._do("delete", key, lambda: self.store.delete(key, expect))
 
-    async def _call(self, op: str, key: str | None, call: Callable[[], Awaitable[T]]) -> T:
-        fault = self.plan.popleft() if self.plan else Fault.NONE
-        self.met[fault.name] += 1
-        await self.settle()
-        if fault is Fault.REFUSED or (fault is Fault.PARTIAL and op != "commit"):
-            raise StoreUnavailableError("refused, as drawn", op=op, key=key)
-        if fault is Fault.FORBIDDEN:
-            raise StoreError("forbidden, as drawn", op=op, key=key)
-        if fault is Fault.HANGS:
+    def _next(self, op: str) -> Fault:
+        self.calls += 1
+        for index, fault in enumerate(self.plan):
+            if fault.op in ("", op):
+                del self.plan[index]
+                self.taken[fault.kind] += 1
+                return fault
+        if self.always is not NONE:
+            self.taken[f"always {self.always.kind}"] += 1
+        return self.always
+
+    async def _do(
+        self,
+        op: str,
+        key: str | None,
+        effect: Callable[[], Awaitable[T]],
+        fault: Fault | None = None,
+    ) -> T:
+        fault = self._next(op) if fault is None else fault
+        self.active += 1
+        try:
+            return await self._done(op, key, effect, fault)
+        finally:
+            self.active -= 1
+
+    async def _done(
+        self, op: str, key: str | None, effect: Callable[[], Awaitable[T]], fault: Fault
+    ) -> T:
+        self._refuse(op, key, fault)
+        match fault.kind:
+            case "lost" | "partial":
+                await effect()
+                raise StoreUnavailableError("the answer was lost", op=op, key=key)
+            case "late":
+                self._later(fault.seconds, effect)
+                raise StoreUnavailableError("not in time", op=op, key=key)
+            case "delayed":
+                await asyncio.sleep(fault.seconds)
+                answer = await effect()
+                await asyncio.sleep(fault.seconds)
+                return answer
+            case "hangs":
+                await asyncio.Event().wait()
+            case "lost in silence":
+                await effect()
+                await asyncio.Event().wait()
+            case "late in silence":
+                self._later(fault.seconds, effect)
+                await asyncio.Event().wait()
+        return await effect()
+
+    async def _read(self, op: str, key: str | None, items: AsyncIterator[T]) -> AsyncIterator[T]:
+        fault = self._next(op)
+        self._refuse(op, key, fault)
+        if fault.kind in ("late", "lost"):
+            raise StoreUnavailableError("the answer was lost", op=op, key=key)
+        if fault.kind in ("hangs", "lost in silence", "late in silence"):
             await asyncio.Event().wait()
-        if fault is Fault.LATE:
-            self._late.append(call)
-            raise StoreUnavailableError("the answer was lost, as drawn", op=op, key=key)
-        if fault is Fault.SLOW:
-            await asyncio.sleep(_TIMEOUT / 4)
-        done = await call()
-        if fault is Fault.LOST:
-            raise StoreUnavailableError("the answer was lost, as drawn", op=op, key=key)
-        if fault is Fault.HANGS_AFTER:
-            await asyncio.Event().wait()
-        return done
+        async for item in items:
+            if fault.kind == "delayed":
+                await asyncio.sleep(fault.seconds)
+            yield item
+            if fault.kind == "partial":
+                raise StoreUnavailableError("it broke off", op=op, key=key)
+
+    def _refuse(self, op: str, key: str | None, fault: Fault) -> None:
+        match fault.kind:
+            case "refused":
+                raise StoreUnavailableError("refused", op=op, key=key)
+            case "forbidden":
+                self.refusals.append((op, key))
+                raise StoreError("forbidden", op=op, key=key)
+            case "broken":
+                self.refusals.append((op, key))
+                raise ZeroDivisionError("a store with a bug")
+
+    def _later(self, seconds: float, effect: Callable[[], Awaitable[object]]) -> None:
+        async def late() -> None:
+            await asyncio.sleep(seconds)
+            try:
+                await effect()
+            except StoreError:  # a race that it has lost, which nobody will hear of
+                pass
+
+        task = asyncio.ensure_future(late())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
 
 
-@contextmanager
-def impatient() -> Iterator[None]:
-    """Calls are given up soon, and tried again at once; small states are blobs already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_calls, "OP_TIMEOUT", _TIMEOUT)
-        patch.setattr(_calls, "_RETRY_FIRST", 0.0005)
-        patch.setattr(_calls, "_RETRY_MOST", 0.002)
-        patch.setattr(_claim, "OP_TIMEOUT", 30.0)
-        patch.setattr(_commits, "INLINE_LIMIT", INLINE)
-        patch.setattr(_writer, "INLINE_LIMIT", INLINE)
-        yield
+async def _joined(source: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in source])

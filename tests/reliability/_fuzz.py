@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ _WORDS = """"/"
 "@"
 """
 _HANGS = 20  # seconds that reading one input may take
-_MEMORY = 1_024  # MB that the whole process may have
+_MEMORY = 8 << 30  # bytes of addresses that the whole process may have
 
 
 def part(budget: Budget) -> Counts:
@@ -133,6 +134,7 @@ _FLAWS: dict[str, Callable[[Any], None]] = {
 
 
 def main(kind: str, directory: str, runs: str, seed: str, flaw: str) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     atheris = _atheris()
     with atheris.instrument_imports(include=["aiocheckpoint"]):
         from . import _damage_targets
@@ -159,7 +161,7 @@ def main(kind: str, directory: str, runs: str, seed: str, flaw: str) -> None:
         "runs": runs,
         "seed": seed,
         "timeout": 1 if flaw == "endless" else _HANGS,
-        "rss_limit_mb": _MEMORY,
+        "rss_limit_mb": 0,  # it would count the most that the process had before it was this one
         "max_len": max(4096, 2 * largest),
         "artifact_prefix": f"{directory}/bad-",
         "dict": words,
