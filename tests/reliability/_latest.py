@@ -30,6 +30,10 @@ class Claim:
         self.most = 1 << 60
         """The place beyond which nothing can be stored any more: a later claim has found that."""
         self.attempts = key.attempts
+        last = key.last
+        self.origin: Claim | None = last if last is None or last.stored else last.origin or last
+        """Whose state the key has as long as this claim has stored none: it may have staged more,
+        not knowing of this claim, and the next claim in its process carries that on."""
         self.adopted = False
         """True if it was left and not all was stored: the next claim in this process has it all."""
 
@@ -76,6 +80,8 @@ class Key:
     def claimed(self, found: Pair) -> Claim:
         """A claim came through, and found this."""
         last = self.last
+        if last is not None and not last.stored and found not in last.history:
+            last = last.origin
         if self._gone(found) or last is None:
             if found != NOTHING:
                 raise Broken(f"{found} was read of a key that was deleted, or never was")
