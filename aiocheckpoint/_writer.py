@@ -32,6 +32,7 @@ from ._held import (
     departing,
     ended,
     lightened,
+    report,
     report_failed,
     settle,
 )
@@ -378,6 +379,8 @@ class Writer:
         def over(error: BaseException | None) -> None:
             timer.cancel()
             self._let_go(held, keep_spool=error is not None and not held.fenced)
+            if isinstance(error, StoreError) and leaving.done():  # it was to go on being tried
+                report(held, error)
             settle(leaving, error)
 
         timer = self._loop.call_later(timeout, late)

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 import aiocheckpoint
-from aiocheckpoint import Checkpointer, FlushTimeoutError, Runtime, _io_thread
+from aiocheckpoint import Checkpointer, FlushTimeoutError, Runtime, StoreError, _io_thread
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, SlowStore
 
@@ -613,6 +613,21 @@ async def test_rest_is_stored_after_a_flush_that_timed_out(place: Place) -> None
 
 
 # Entered here, left there.
+
+
+async def test_refusal_after_a_flush_that_timed_out_is_told(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the rest is refused for good later, there is one ERROR line: it is tried no more."""
+    async with Runtime(place.store, flush_timeout=0.2, spool=None) as rt:
+        with pytest.raises(FlushTimeoutError):
+            async with rt.open("k") as cp:
+                place.faulty.down = True
+                await place.stage(cp)
+        place.faulty.fail_next(1, StoreError("forbidden", op="commit", key="k"))
+        place.faulty.down = False
+        await true(lambda: "leaving 'k': commit 'k': forbidden" in caplog.messages)
+    assert len([line for line in caplog.records if line.levelno >= logging.ERROR]) == 1
 
 
 async def test_open_entered_and_left_in_different_tasks(place: Place) -> None:
