@@ -180,6 +180,10 @@ class Sides:
         return None
 
     async def claimed(self, key: str, handle: Handle) -> None:
+        last = self.keys[key].last
+        for one in self._everyone:
+            if one.claim is last and last is not None:
+                last.adopted = last.adopted and not self.refused(one)
         handle.claim = self.keys[key].claimed(await handle.read())
         handle.heard = len(self.stores[handle.side].refusals)
         self.handles[handle.side, key] = handle
