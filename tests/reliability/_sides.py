@@ -203,6 +203,8 @@ class Sides:
 
     async def flush(self, handle: Handle, patience: float | None = None) -> bool:
         """Flush; whether all is stored."""
+        for _ in range(50):  # what is refused before the flush has begun, it need not tell
+            await asyncio.sleep(0)
         key, store, began = handle.cp.key, self.stores[handle.side], self.loop.time()
         heard = len(store.refusals)
         forbids = store.forbids
