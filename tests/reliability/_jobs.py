@@ -143,12 +143,14 @@ async def _sealed(witness: Witness, rt: Runtime) -> None:
 
 
 async def _checkpointed(witness: Witness, rt: Runtime) -> None:
-    """States that fill SQLite's log, so that it is copied into the database and begun anew."""
+    """States that fill SQLite's log, so that it is copied into the database and begun anew; then
+    one that is a blob, whose commit does not make the log longer."""
     async with rt.open("k") as cp:
         for number in range(1, 6):
             await witness.write(cp, number, 900_000)
         for number in range(6, 9):
             await witness.write(cp, number)
+        await witness.write(cp, 9, 3 * MIB)
     witness.acknowledge()
 
 
@@ -221,6 +223,7 @@ JOBS: dict[str, Job] = {
     "large": Job(_large),
     "large kept": Job(_large, keep=2),
     "checkpointed": Job(_checkpointed),
+    "checkpointed, encrypted": Job(_checkpointed, encryption=Keyring({"key": bytes(range(32))})),
     "encrypted": Job(_sealed, encryption=Keyring({"key": bytes(range(32))})),
     "files": Job(_files, trees=(("first", FIRST), ("second", SECOND))),
     "moved": Job(_moved, trees=(("first", FIRST), ("second", SECOND)), spool="auto"),

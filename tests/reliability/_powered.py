@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import sqlite3
@@ -60,6 +61,7 @@ def job_of(name: str, spool: bool) -> Job:
 def live(orders: Orders, connection: Connection) -> None:
     """The program's whole life; the descriptor to follow its calls by goes to `connection`."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.getLogger("aiocheckpoint").addHandler(logging.NullHandler())  # trees are set aside
     progress = orders.progress()
 
     def mark(kind: str, number: int) -> None:

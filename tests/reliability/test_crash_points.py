@@ -40,7 +40,7 @@ FEW, MANY = 8, 100
 
 SMALL, KEPT = JOBS["small"], JOBS["large kept"]
 LIMITS = {"small": MANY, "generations": MANY // 2}
-PROGRAMS = [name for name in JOBS if name != "checkpointed"]  # which is of use for SQLite alone
+PROGRAMS = [name for name in JOBS if "checkpointed" not in name]  # which are for SQLite alone
 
 BITES = {
     "sync_directory < FileStore.__init__": "small",

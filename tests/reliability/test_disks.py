@@ -18,11 +18,12 @@ from tests.reliability._left_out import SYNCS, Sync, finds
 from tests.reliability._power import URLS, Plan
 from tests.reliability._stops import check_platform
 from tests.reliability._torture import Budget, Case, Counts
+from tests.reliability.test_crash_points import BITES
 
 _MOST = 120
 """Calls of one program at which the long form cuts the power."""
 
-FOUND = [sync for sync in SYNCS if sync.found]
+FOUND = [(kind, sync) for kind in KINDS for sync in SYNCS if kind in sync.found]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -75,9 +76,14 @@ def test_what_was_stored_is_there(disk: Volume, scheme: str) -> None:
     assert counts["second"] > 0
 
 
-@pytest.mark.parametrize("sync", FOUND, ids=[f"{sync.scheme}-{sync.of}" for sync in FOUND])
-def test_each_sync_of_what_is_in_a_file_is_needed(disk: Volume, sync: Sync) -> None:
-    """Without it something is lost, and found to be. (So it is without that of a head's name.)"""
+@pytest.mark.parametrize(
+    ("disk", "sync"),
+    FOUND,
+    indirect=["disk"],
+    ids=[f"{kind}-{sync.scheme}: {sync.of}" for kind, sync in FOUND],
+)
+def test_a_sync_that_is_left_out_is_found(disk: Volume, sync: Sync) -> None:
+    """Without it something is lost, and these tests find that."""
     assert finds(sync.plan(disk)) is not None
 
 
@@ -87,8 +93,9 @@ def test_the_setting_of_sqlite_is_needed(disk: Volume, mode: str) -> None:
     assert finds(Plan(disk, "sqlite", "small", synchronous=mode)) is not None
 
 
-def test_there_is_no_other_sync_of_sqlite(disk: Volume) -> None:
-    """The list has all the files that it syncs."""
+def test_there_is_no_other_sync(disk: Volume) -> None:
+    """The list has all that the stores make, and all the files that SQLite syncs."""
+    assert {sync.site for sync in SYNCS if sync.scheme == "file"} == set(BITES)
     made = {call for call in Plan(disk, "sqlite", "checkpointed").calls() if "fdatasync" in call}
     assert made == {sync.site for sync in SYNCS if "fdatasync" in sync.site}
 
