@@ -60,7 +60,7 @@ SYNCS = [
         *("encrypted", NONE),
     ),
     Sync("sqlite", "the log", "fdatasync jobs.db-wal", "small", BOTH),
-    Sync("sqlite", "the database", "fdatasync jobs.db", "checkpointed", BOTH),
+    Sync("sqlite", "the database", "fdatasync jobs.db", "small", BOTH),
     Sync("sqlite", "the journal of its making", "fdatasync jobs.db-journal", "small", NONE),
     Sync("sqlite", "the names of these", "fdatasync DIRECTORY", "small", NONE),
     Sync("sqlite", "a blob", f"write_durably < {_PUT}", "large", BOTH),

@@ -71,8 +71,8 @@ def test_what_was_stored_is_there(disk: Volume, scheme: str) -> None:
     rng = random.Random(scheme)
     counts = Counts()
     for name, spool in (("small", True), ("large", False), ("files", True), ("moved", True)):
-        counts.update(cut_at(Plan(disk, scheme, name, spool), rng, most=5, again=0.2))
-    assert counts["cuts"] == 24
+        counts.update(cut_at(Plan(disk, scheme, name, spool), rng, most=4, again=0.25))
+    assert counts["cuts"] == 20
     assert counts["second"] > 0
 
 
