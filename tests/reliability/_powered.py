@@ -80,7 +80,11 @@ def live(orders: Orders, connection: Connection) -> None:
         )
     job = job_of(orders.job, orders.spool)
     witness = Witness(orders.base, orders.url.format(orders.base), mark)
-    listener = install()
+    try:
+        listener = install()
+    except OSError as exc:
+        orders.failure.write_text(f"calls cannot be followed here: {exc}")
+        return
     reduction.send_handle(connection, listener, 0)
     os.close(listener)
     try:
