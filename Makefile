@@ -1,6 +1,6 @@
 # make demo    a real job, killed and resumed          make test    the tests
 # make bench   the numbers of docs/benchmarks.md       make check   lint, format, types, import floors
-# make bench-peers  the same work by others, in an environment of its own (2 GB)
+# make bench-peers  the same work by others, in an environment of its own
 # make torture the guarantees, attacked for long       (make torture ARGS=--help: which, how long)
 #
 # The first call creates $(VENV) with $(PYTHON), which must be 3.11 or newer.

@@ -207,7 +207,8 @@ def _is_blank(fd: int) -> bool:
     size = os.fstat(fd).st_size
     if size > _HEAD + 2 * (SPOOL_LIMIT + Staging.ROOM + _TRAILER.size):
         return False
-    return not any(any(os.pread(fd, 4096, start)) for start in range(0, size, 4096))
+    chunk = 1 << 16
+    return not any(os.pread(fd, chunk, start).strip(b"\0") for start in range(0, size, chunk))
 
 
 def _look(fd: int, header: RegionHeader, half: int) -> tuple[bytes, Staged | None]:

@@ -145,7 +145,9 @@ def main(kind: str, directory: str, runs: str, seed: str, flaw: str) -> None:
     scratch, corpus = Path(directory, "scratch"), Path(directory, "corpus")
     scratch.mkdir()
     corpus.mkdir()
-    target = _damage_targets.targets(scratch, runner.run)[kind]
+    everything = _damage_targets.targets(scratch, runner.run)
+    assert tuple(everything) == KINDS, "each of them is to be fuzzed"
+    target = everything[kind]
     for number, sample in enumerate(target.samples):
         (corpus / f"{number}").write_bytes(sample)
     words = Path(directory, "words")

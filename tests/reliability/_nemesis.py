@@ -4,7 +4,6 @@ that comes of it."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import secrets
@@ -25,6 +24,7 @@ from ..stores import redis_server
 from ..stores.ceph import ceph
 from ..stores.objects import moto
 from ._history import NEVER, Handle, History, Look, Refused, State
+from ._processes import processes
 from ._racer import OP_TIMEOUT, Orders, live
 from ._torture import Budget, Case, Counts
 
@@ -127,8 +127,7 @@ def race(
 class _Racer:
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
-        context = multiprocessing.get_context("forkserver")
-        self._process: ForkServerProcess = context.Process(target=live, args=(orders,))
+        self._process: ForkServerProcess = processes().Process(target=live, args=(orders,))
         self._process.start()
 
     def has_started(self) -> None:

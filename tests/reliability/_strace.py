@@ -39,15 +39,21 @@ class Traced(NamedTuple):
 
 def traced(name: str, url: str, base: Path, start: Image, *options: str) -> Traced:
     """Run a job of that name in a process of its own, under strace."""
-    strace = servers.program("strace", "strace", "apt-get install strace")
     above = base.parent
     trace, marks, told = above / "trace", above / "marks", above / "told"
     program = [sys.executable, "-m", "tests.reliability._program", name, url, base, marks, told]
-    command = [strace, "-f", "-y", "-xx", "-qq", "-s", _LONGEST, "-o", trace, "-e", _CALLS]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    strace("-xx", "-s", _LONGEST, "-o", trace, "-e", _CALLS, *program, *options)
+    recorded, versions = pickle.loads(told.read_bytes())
+    ops = list(_Trace(str(base), str(marks), start).ops(_whole(trace.read_text().splitlines())))
+    return Traced(ops, recorded, versions)
+
+
+def strace(*arguments: object) -> str:
+    """Run strace, on all threads and with the paths of descriptors; what the program printed."""
+    command = [servers.program("strace", "strace", "apt-get install strace"), "-f", "-y", "-qq"]
     done = subprocess.run(
-        [str(each) for each in (*command, *program, *options)],
-        env=environment,
+        [str(each) for each in (*command, *arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=LATE,
         capture_output=True,
         text=True,
@@ -57,9 +63,7 @@ def traced(name: str, url: str, base: Path, start: Image, *options: str) -> Trac
         if "ptrace" in done.stderr.lower():
             servers.missing("permission to trace", "run the container with --cap-add=SYS_PTRACE")
         raise AssertionError(f"the program failed:\n{done.stderr}")
-    recorded, versions = pickle.loads(told.read_bytes())
-    ops = list(_Trace(str(base), str(marks), start).ops(_whole(trace.read_text().splitlines())))
-    return Traced(ops, recorded, versions)
+    return done.stdout
 
 
 def _whole(lines: Sequence[str]) -> Iterator[str]:

@@ -7,25 +7,24 @@ and flushes a few states, tells each outcome, and leaves.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiocheckpoint
 from aiocheckpoint import CheckpointError, _calls, _claim
-from aiocheckpoint.stores import _blobs, _disk
+from aiocheckpoint.stores import _disk
 from aiocheckpoint.stores import file as file_store
 from aiocheckpoint.stores import sqlite as sqlite_store
 from aiocheckpoint.stores._threads import Threads
 
-from .. import servers
-from ..children import LATE, ROOT
+from ._strace import strace
 from ._torture import Budget, Case, Counts
 from ._victim import numbers_of, state
 
@@ -58,29 +57,15 @@ def run(scheme: str, call: str, error: str, when: str, seconds: float = 10, flaw
     Raises:
         AssertionError: something acknowledged is lost, or a file is trusted whose sync failed.
     """
-    strace = servers.program("strace", "strace", "apt-get install strace")
     with tempfile.TemporaryDirectory() as name:
         trace, url = Path(name, "trace"), f"{scheme}:{name}/store"
         _prepare(url)
         inject = ["-e", f"trace={_TRACED}", "-e", f"inject={call}:error={error}:when={when}"]
-        command = [strace, "-f", "-y", "-qq", "-o", trace, *inject, sys.executable, "-m", __name__]
-        done = subprocess.run(
-            [str(each) for each in (*command, url, seconds, flaw)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=LATE,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            if "ptrace" in done.stderr.lower():
-                servers.missing(
-                    "permission to trace", "run the container with --cap-add=SYS_PTRACE"
-                )
-            raise AssertionError(f"the program failed:\n{done.stderr}")
+        program = [sys.executable, "-m", __spec__.name, url, seconds, flaw]
+        out = strace("-o", trace, *inject, *program)
         lines = trace.read_text(errors="replace").splitlines()
-        stored = [int(line.split()[1]) for line in done.stdout.splitlines() if "stored" in line]
-        refused = done.stdout.count("refused")
+        stored = [int(line.split()[1]) for line in out.splitlines() if "stored" in line]
+        refused = out.count("refused")
         newest = max(stored, default=0)
         try:
             found = asyncio.run(_read(url))
@@ -88,7 +73,7 @@ def run(scheme: str, call: str, error: str, when: str, seconds: float = 10, flaw
             raise AssertionError(f"{newest} was acknowledged, and now: {error}") from error
         left = [path for path in Path(name).rglob(".tmp-*") if "store" in str(path)]
     injected = _not_trusted(lines)
-    assert found >= newest, f"{newest} was acknowledged, {found} is there:\n{done.stdout}"
+    assert found >= newest, f"{newest} was acknowledged, {found} is there:\n{out}"
     assert not left, f"temporary files are left: {left}"
     return Told(newest, refused, injected, found)
 
@@ -149,44 +134,24 @@ def part(budget: Budget) -> Counts:
 # The program.
 
 
-def _ignore_errors() -> None:
-    write = _disk.write_durably
+def _ignore_errors(fd: int, data: bytes) -> None:
+    with suppress(OSError):
+        _write_durably(fd, data)
 
-    def careless(fd: int, data: bytes) -> None:
+
+def _sync_again(fd: int, data: bytes) -> None:
+    for _ in range(20):
         try:
-            write(fd, data)
+            _write_durably(fd, data)
         except OSError:
-            pass
-
-    for module in (_disk, _blobs, file_store):
-        if hasattr(module, "write_durably"):
-            module.write_durably = careless  # type: ignore[attr-defined]
-
-
-def _sync_again() -> None:
-    write = _disk.write_durably
-
-    def stubborn(fd: int, data: bytes) -> None:
-        for _ in range(20):
-            try:
-                write(fd, data)
-            except OSError:
-                os.ftruncate(fd, 0)
-            else:
-                return
-        raise OSError(5, "still failing")
-
-    for module in (_disk, _blobs, file_store):
-        if hasattr(module, "write_durably"):
-            module.write_durably = stubborn  # type: ignore[attr-defined]
+            os.ftruncate(fd, 0)
+        else:
+            return
+    raise OSError(errno.EIO, "still failing")
 
 
-_FLAWS: dict[str, Any] = {"ignore_errors": _ignore_errors, "sync_again": _sync_again}
-
-
-def _states() -> Iterator[tuple[int, bytes]]:
-    for number, size in enumerate(_SIZES, 1):
-        yield number, state(number, 0, size)
+_write_durably = _disk.write_durably
+_FLAWS = {"ignore_errors": _ignore_errors, "sync_again": _sync_again}
 
 
 async def main(url: str, seconds: float) -> None:
@@ -195,9 +160,9 @@ async def main(url: str, seconds: float) -> None:
         async with aiocheckpoint.open(
             url, "k", type=bytes, spool=None, min_interval=0, flush_timeout=seconds
         ) as cp:
-            for last, data in _states():
+            for last, size in enumerate(_SIZES, 1):
                 try:
-                    await cp.write(data)
+                    await cp.write(state(last, 0, size))
                     await cp.flush()
                 except CheckpointError as error:
                     print("refused", last, type(error).__name__, flush=True)
@@ -216,5 +181,6 @@ if __name__ == "__main__":
     for module in (file_store, sqlite_store):
         module.Threads = lambda number, name: Threads(1, name)  # type: ignore[attr-defined]
     if sys.argv[3:] and sys.argv[3]:
-        _FLAWS[sys.argv[3]]()
+        for module in (_disk, file_store):
+            module.write_durably = _FLAWS[sys.argv[3]]  # type: ignore[attr-defined]
     asyncio.run(main(sys.argv[1], float(sys.argv[2])))

@@ -18,17 +18,20 @@ from typing import Any
 
 from ._contestants import BY_NAME, Body, Contestant, Save, number_of, state, ticking
 
-_PROGRESS = struct.Struct("<QQ")
+PROGRESS = struct.Struct("<QQ")
+"""Whether anything was kept, and the number of the newest state that was."""
+STEP = 0.0002
+"""Seconds of work in a step."""
 
 
-def _work(seconds: float) -> None:
+def _work() -> None:
     """A step's own work: it computes, and holds the loop."""
-    until = time.perf_counter() + seconds
+    until = time.perf_counter() + STEP
     while time.perf_counter() < until:
         pass
 
 
-async def measured(one: Contestant, place: Path, size: int, seconds: float, step: float) -> Any:
+async def measured(one: Contestant, place: Path, size: int, seconds: float) -> Any:
     """A loop of steps that work, yield, and keep their state."""
     calls: list[int] = []
     lags: list[float] = []
@@ -43,7 +46,7 @@ async def measured(one: Contestant, place: Path, size: int, seconds: float, step
             lags.clear()
             start = time.perf_counter()
             while (took := time.perf_counter() - start) < seconds:
-                _work(step)
+                _work()
                 await asyncio.sleep(0)
                 data = state(steps + 2, size)
                 before = clock()
@@ -69,14 +72,14 @@ def endless(size: int, progress: Path) -> Body:
     """A loop that tells, in mapped memory, which state it has last kept, until it is ended."""
 
     async def body(save: Save) -> None:
-        with progress.open("r+b") as file, mmap.mmap(file.fileno(), _PROGRESS.size) as memory:
+        with progress.open("r+b") as file, mmap.mmap(file.fileno(), PROGRESS.size) as memory:
             number = 0
             while True:
                 number += 1
-                _work(0.0002)
+                _work()
                 await asyncio.sleep(0)
                 await save(state(number, size))
-                _PROGRESS.pack_into(memory, 0, 1, number)
+                PROGRESS.pack_into(memory, 0, 1, number)
 
     return body
 
@@ -84,7 +87,7 @@ def endless(size: int, progress: Path) -> Body:
 async def cancelled(one: Contestant, place: Path, size: int, progress: Path, seed: int) -> None:
     """Cancel the task at a random moment, and let it leave."""
     task = asyncio.ensure_future(one.run(place, endless(size, progress)))
-    while not _PROGRESS.unpack(progress.read_bytes())[0]:  # noqa: ASYNC110
+    while not PROGRESS.unpack(progress.read_bytes())[0]:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await asyncio.sleep(random.Random(seed).uniform(0.1, 0.6))
     task.cancel()
@@ -97,7 +100,7 @@ def main(orders: dict[str, Any]) -> None:
     one, place = BY_NAME[orders["name"]], Path(orders["place"])
     size = orders["size"]
     jobs: dict[str, Callable[[], Any]] = {
-        "measure": lambda: measured(one, place, size, orders["seconds"], orders["step"]),
+        "measure": lambda: measured(one, place, size, orders["seconds"]),
         "endless": lambda: one.run(place, endless(size, place / "progress")),
         "cancel": lambda: cancelled(one, place, size, place / "progress", orders["seed"]),
         "last": lambda: one.last(place) if one.last else None,

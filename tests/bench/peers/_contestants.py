@@ -366,7 +366,6 @@ ALL = [
     Contestant("DBOS step, SQLite", _dbos, _dbos_last, "process: all; power: all"),
 ]
 BY_NAME = {contestant.name: contestant for contestant in ALL}
-PEERS = [one for one in ALL if not one.name.startswith(("no ", "one ", "aiocheckpoint"))]
 
 
 @asynccontextmanager

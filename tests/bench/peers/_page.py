@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ._child import STEP
 from ._contestants import ALL, BY_NAME
-from .side_by_side import SIZES, STEP
+from .side_by_side import SIZES
 
 _PACKAGES = (
     *("aiocheckpoint", "flytekit", "flyte", "temporalio", "langgraph-checkpoint-sqlite", "dbos"),

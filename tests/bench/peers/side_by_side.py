@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .._measure import progress
-from ._child import _PROGRESS
+from ._child import PROGRESS
 from ._contestants import BY_NAME, Contestant
 
 SIZES = (100, 10_000)
-STEP = 0.0002
-"""Seconds of work in a step."""
 
 
 def child(**orders: Any) -> subprocess.Popen[str]:
@@ -52,7 +50,7 @@ def loops(
         for name, size in runs:
             progress(f"  round {number + 1} of {rounds}: {name}, {size:,} bytes")
             with tempfile.TemporaryDirectory(dir=place) as directory:
-                orders = {"size": size, "seconds": seconds, "step": STEP, "place": directory}
+                orders = {"size": size, "seconds": seconds, "place": directory}
                 measured = result_of(child(job="measure", name=name, **orders))
             found.append({"name": name, "size": size, "round": number, **measured})
     return found
@@ -77,20 +75,20 @@ def ends(names: Sequence[str], place: Path, times: int, seed: int) -> list[dict[
 
 def _ended(one: Contestant, how: str, directory: str, rng: random.Random) -> dict[str, Any]:
     told = Path(directory, "progress")
-    told.write_bytes(bytes(_PROGRESS.size))
+    told.write_bytes(bytes(PROGRESS.size))
     orders = {"name": one.name, "place": directory, "size": 100}
     if how == "cancel":
         result_of(child(job="cancel", seed=rng.randrange(1 << 30), **orders))
     else:
         process = child(job="endless", **orders)
         try:
-            while not _PROGRESS.unpack(told.read_bytes())[0] and process.poll() is None:
+            while not PROGRESS.unpack(told.read_bytes())[0] and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(rng.uniform(0.1, 0.6))
         finally:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-    done = _PROGRESS.unpack(told.read_bytes())[1]
+    done = PROGRESS.unpack(told.read_bytes())[1]
     try:
         last = result_of(child(job="last", **orders))
     except RuntimeError as broken:
