@@ -19,15 +19,15 @@ from ._heads import read_head
 from ._held import Held
 from ._io_thread import IOThread
 from ._keeper import Keeper
+from ._pace import YIELD_EVERY
 from ._records import Checkpoint, Statistics
-from ._slot import ALERT, IDLE
+from ._slot import ALERT
 from ._writer import Writer
 
 T = TypeVar("T")
 D = TypeVar("D")
 
 KEEP: Any = ...  # the state, in a save without one
-_STARVED, _BREATH = 0.03, 0.0002  # seconds
 
 
 class Checkpointer(Generic[T]):
@@ -50,8 +50,7 @@ class Checkpointer(Generic[T]):
         self._exit = Exit(held, writer, io)
         self._thread: int | None = get_ident()
         """The thread whose loop owns it; None if it is used by `write_nowait` alone, from any."""
-        self._breathed = 0.0
-        self._unheard_since = 0.0
+        self._pace = writer.pace()
         self._stops = False
         """True for an attempt of the runner, which a stop ends at its next write."""
 
@@ -110,7 +109,7 @@ class Checkpointer(Generic[T]):
             try:
                 seq = next(slot.seqs)
             except StopIteration:
-                slot.refill(self._breathe())
+                slot.refill(self._look())
                 seq = next(slot.numbers)
             if slot.stage is not None:
                 slot.stage(seq, state)  # type: ignore[arg-type]
@@ -119,7 +118,7 @@ class Checkpointer(Generic[T]):
         else:
             slot.check_open()
             seq = slot.put(*self._coder.encode(state))
-            self._breathe()
+            self._look()
         if slot.attention is not slot.seen:
             await self._attend()
         return seq
@@ -134,26 +133,26 @@ class Checkpointer(Generic[T]):
         seq = slot.put_foreign(*self._coder.encode(state))
         error = slot.error
         if slot.idle:
-            self._io.post(self._writer.woken, self._held)
+            self._knock()
         if error is not None:
             raise error.with_traceback(None)
         return seq
 
-    def _breathe(self) -> float:
-        """Give the interpreter away for a moment if the I/O thread has long waited for it.
+    def _knock(self) -> None:
+        """Have the writer see to this slot. While it is about, it comes to that by itself."""
+        writer = self._writer
+        writer.knocking.append(self._held)
+        if not writer.ticking:
+            self._pace.breathed = time.monotonic()
+            self._io.post(writer.hear)
 
-        A loop that computes and yields in turn lets go of it only for microseconds, and each time
-        makes the thread's 5 ms of patience begin anew: without this it may wait for seconds.
-        Returns the time, by `time.monotonic`.
-        """
-        now = time.monotonic()
-        if now - max(self._writer.beat, self._breathed) > _STARVED and not self._slot.idle:
-            time.sleep(_BREATH)
-            self._breathed = now
-        return now
+    def _look(self) -> float:
+        writer = self._writer
+        expected = 0.0 if writer.knocking and not writer.ticking else writer.expected
+        return self._pace.look(self._slot, expected)
 
     async def _attend(self) -> None:
-        slot = self._slot
+        slot, pace = self._slot, self._pace
         slot.check_open()  # the runtime may have ended in the midst of this write
         if get_ident() != self._thread:
             raise RuntimeError(
@@ -161,21 +160,16 @@ class Checkpointer(Generic[T]):
                 " from other threads"
             )
         attention = slot.attention
-        if attention is not IDLE and attention is not ALERT:
-            self._writer.yielding.append(slot)
-            slot.seen = attention
         error = slot.error  # as it was before this state; a success would clear it
         if slot.idle:
-            self._io.post(self._writer.woken, self._held)
-            now = time.monotonic()
-            if not self._unheard_since:
-                self._unheard_since = now
-            elif now - self._unheard_since > _STARVED:
-                self._unheard_since = now
-                time.sleep(_BREATH)  # noqa: ASYNC251 - as in _breathe()
-        else:
-            self._unheard_since = 0.0
-        await anyio.lowlevel.checkpoint()  # first, so that who swallows errors can be cancelled
+            self._knock()
+        if attention is not ALERT:
+            slot.seen = attention
+        pace.slot = slot
+        if attention is ALERT or time.monotonic() - pace.yielded > YIELD_EVERY:
+            # first, so that who swallows errors can be cancelled
+            await anyio.lowlevel.checkpoint()
+            pace.yielded = time.monotonic()
         if error is not None:
             raise error.with_traceback(None)
         self._stop_here()

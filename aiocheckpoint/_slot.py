@@ -15,15 +15,16 @@ from ._records import Status
 from ._region import Stage, Staged, Tree
 from ._spool import Lane, Spool
 
-_LOOK_EVERY, _PORTION = 0.005, 1024
+_LOOK_EVERY, _PORTION = 0.005, 128
 
 
 class Attention:
     """A reason why the next `write()` should do more than stage: any that it has not seen."""
 
+    __slots__ = ()
 
-IDLE = Attention()  # never taken for seen: the writer sleeps and must be woken
-ALERT = Attention()  # nor is this one: an error or a stop waits to be raised
+
+ALERT = Attention()  # never taken for seen: an error or a stop waits to be raised
 
 
 class Meta(msgspec.Struct, frozen=True, gc=False):
@@ -117,7 +118,7 @@ class Slot:
                 self._lane.reserve(self.files)
             self._open_fast_path()
         # written by the I/O thread
-        self.attention = IDLE
+        self.attention = Attention()
         self.idle = True
         self.stopping = False
         self.error: CheckpointError | None = None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections import deque
 from concurrent.futures import Future
+from threading import get_ident
 
 import msgspec
 
@@ -37,15 +39,14 @@ from ._held import (
     settle,
 )
 from ._outages import Outages
+from ._pace import Pace
 from ._records import INLINE_LIMIT, Record, decode_record, encode_record
 from ._region import Moved, Tree
 from ._saving import Saves
-from ._slot import ALERT, IDLE, Attention, Meta, Slot
+from ._slot import ALERT, Attention, Meta, Slot
 from .abc import Put, Store
 
-_TICK = 0.008
-"""Seconds between two calls to yield: a tight loop hears them about every 10 ms, as the I/O thread
-waits up to 5 ms for the interpreter lock of a computing thread. Each costs the loop some 50 µs."""
+_TICK = 0.008  # seconds
 _TIDYING = 2.0  # seconds that the end gives to what nobody waits for
 
 _log = logging.getLogger("aiocheckpoint")
@@ -64,19 +65,29 @@ class Writer:
         self.holding: set[Held] = set()
         self.finishing = False
         self._loop = asyncio.get_running_loop()
-        self.yielding: deque[Slot] = deque()
-        """Slots whose `write()` has seen the last call to yield; appended to by any thread."""
-        self._call = Attention()
-        self.beat = 0.0
-        """When the last tick was, by `time.monotonic`, while any slot is not idle."""
+        self.knocking: deque[Held] = deque()
+        """Slots that were idle when they were written to; appended to by any thread."""
+        self.ticking = False
+        """True while who knocks is heard at the next tick: else `hear` must be posted."""
+        self.expected = math.inf
+        """When it should be heard next, by `time.monotonic`."""
+        self._paces: dict[int, Pace] = {}
         self._active = 0  # slots that are not idle
         self._calendar = Calendar()
         self._due: deque[Held] = deque()
-        self._ticking = False
         self._outages = Outages(store.identity)
         self.saves = Saves(self.commits, self._outages)
 
+    def pace(self) -> Pace:
+        """From any thread: its own pace."""
+        return self._paces.setdefault(get_ident(), Pace())
+
     # Slots become due.
+
+    def hear(self) -> None:
+        """Wake all that knock."""
+        for _ in range(len(self.knocking)):
+            self.woken(self.knocking.popleft())
 
     def woken(self, held: Held) -> None:
         """A slot was written to, or somebody waits for it."""
@@ -85,14 +96,14 @@ class Writer:
             return
         if slot.idle:
             slot.idle = False
-            slot.attention = ALERT if slot.alert else self._call
+            if slot.alert:
+                slot.attention = ALERT
             held.clean_until = held.clean_until or time.monotonic()
             self._active += 1
             self._look_at(held)
-            if not self._ticking:
-                self._ticking = True
-                self.beat = time.monotonic()
-                self._loop.call_later(_TICK, self._tick)
+            if not self.ticking:
+                self.ticking = True
+                self._tick_later()
         self._advance(held)
 
     def _look_at(self, held: Held) -> None:
@@ -101,13 +112,11 @@ class Writer:
             self._calendar.add(held)
 
     def _tick(self) -> None:
-        """Let the tasks of active slots yield; commit or rest the slots whose time has come."""
-        self._call = Attention()
-        self.beat = time.monotonic()
-        for _ in range(len(self.yielding)):
-            slot = self.yielding.popleft()
-            if slot.attention is not ALERT and not slot.idle:
-                slot.attention = self._call
+        """Hear who knocks; commit or rest the slots whose time has come."""
+        self.expected = now = time.monotonic()  # while this takes its time, it goes on waiting
+        for pace in list(self._paces.values()):
+            pace.remind(now)
+        self.hear()
         now = self._loop.time()
         for held in self._calendar.due(now):
             if held.busy or held.slot.idle:
@@ -118,9 +127,16 @@ class Writer:
                 self._advance(held)
             else:
                 self._rest(held)
-        self._ticking = self._active > 0
-        if self._ticking:
-            self._loop.call_later(_TICK, self._tick)
+        self.ticking = self._active > 0
+        if self.ticking:
+            self._tick_later()
+        else:
+            self.expected = math.inf
+            self.hear()  # who came just before it could see that nobody is about
+
+    def _tick_later(self) -> None:
+        self.expected = time.monotonic() + _TICK
+        self._loop.call_later(_TICK, self._tick)
 
     def _rest(self, held: Held) -> None:
         slot = held.slot
@@ -133,7 +149,7 @@ class Writer:
         if not slot.idle:
             slot.idle = True
             self._active -= 1
-        slot.attention = ALERT if slot.alert else IDLE
+        slot.attention = ALERT if slot.alert else Attention()
 
     def _advance(self, held: Held) -> None:
         """Commit now, if there is something to commit and nothing speaks against it."""
@@ -236,11 +252,13 @@ class Writer:
         self.saves.drop_moved(held, before=held.tree_number(held.stored_tree) + 1)
         if slot.error is not None:
             slot.error = None
-            slot.attention = ALERT if slot.alert else self._call
+            slot.attention = ALERT if slot.alert else Attention()
         if held.waiters:
             self._tell(held)
         if not held.ledger.empty:
             self.saves.collect(held)
+        if self.knocking:
+            self.hear()  # they go into the next batch
         if held in self.holding:  # not let go of just now
             self._look_at(held)
             self._advance(held)

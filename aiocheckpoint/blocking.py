@@ -103,7 +103,7 @@ class Checkpointer(Generic[T]):
         """
         cp = self._cp
         seq = cp.write_nowait(state)
-        cp._breathe()
+        cp._look()
         cp._stop_here()
         return seq
 

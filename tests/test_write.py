@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -23,6 +24,8 @@ from aiocheckpoint import (
     StoreError,
     StoreUnavailableError,
 )
+from aiocheckpoint._io_thread import IOThread
+from aiocheckpoint._slot import Attention
 from aiocheckpoint.abc import Put, Version
 from aiocheckpoint.stores.memory import MemoryStore
 from aiocheckpoint.testing import FaultyStore, Wrapper
@@ -264,6 +267,40 @@ async def test_tight_loop_is_cancellable(store: FaultyStore) -> None:
     assert last is not None
     assert last[0] in (seq, seq + 1)  # cancelled in the write: staged all the same
     assert last[1] == b"%d" % (last[0] - 1)
+
+
+async def test_writer_at_work_hears_of_other_keys_without_being_called(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys that are first written to while another is at work cost no crossing of threads."""
+    async with Runtime(store, min_interval=3600) as rt, AsyncExitStack() as stack:
+        cps = [await stack.enter_async_context(rt.open(f"{n}")) for n in range(50)]
+        await cps[0].write(b"first")
+        await true(lambda: cps[0]._writer.ticking)
+        posted: list[object] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(IOThread, "post", lambda io, fn, *args: posted.append(fn))
+            for cp in cps[1:]:
+                await cp.write(b"too")
+                cp.write_nowait(b"and again")
+        assert posted == []
+        await true(lambda: all(cp.statistics().stored > 0 for cp in cps))
+
+
+async def test_yield_of_one_key_counts_for_all(store: FaultyStore) -> None:
+    """Of many keys in turn only the first write yields, until it is time again."""
+    async with Runtime(store) as rt, AsyncExitStack() as stack:
+        cps = [await stack.enter_async_context(rt.open(f"{n}")) for n in range(10)]
+        await cps[0].write(b"yields, as none has yet")
+        cps[0]._pace.yielded = time.monotonic() + 3600
+        for cp in cps:
+            with pytest.raises(StopIteration):  # it returns at once
+                cp.write(b"x").send(None)
+        cps[0]._pace.yielded = 0.0
+        late = cps[1].write(b"x")
+        cps[1]._slot.attention = Attention()
+        late.send(None)
+        late.close()
 
 
 async def test_commit_happens_while_the_task_computes(store: FaultyStore) -> None:

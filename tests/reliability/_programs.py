@@ -57,7 +57,7 @@ async def handle(place: Place) -> None:
             with place.step("latest"):
                 await cp.latest()
             with place.step("write"):
-                cp._slot.seen = None  # as when the writer asks it to yield
+                cp._slot.seen, cp._pace.yielded = None, 0.0  # as when it is time to yield
                 await cp.write(account.write(b"3"))
             with place.step("Runtime.flush"):
                 await rt.flush()
