@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -66,9 +67,16 @@ class Commits:
         self._loop = asyncio.get_running_loop()
         self._ready: deque[Commit] = deque()
         self._running = 0
+        self._moved = 0.0  # when a commit last began or ended
         self._pumping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._large = asyncio.Semaphore(PUTS_AT_ONCE)
+
+    @property
+    def waiting_since(self) -> float:
+        """Since when the store has had commits and answered none, by the loop's time; infinity if
+        it has none."""
+        return self._moved if self._running else math.inf
 
     def send(self, put: Put, sender: Sender) -> None:
         self._ready.append((put, sender))
@@ -95,6 +103,7 @@ class Commits:
         most = 1 if self.store.transactional else _AT_ONCE
         while self._running < most and (batch := self._batch()):
             self._running += 1
+            self._moved = self._loop.time()
             self.start(self._commit(batch))
 
     def _batch(self) -> list[Commit]:
@@ -124,6 +133,7 @@ class Commits:
             outcomes = [exc] * len(puts)
         finally:
             self._running -= 1
+            self._moved = self._loop.time()
         for (_, sender), outcome in zip(batch, outcomes, strict=True):
             sender.settle(outcome)
         self.pump()

@@ -1,6 +1,7 @@
 """Regions: files of mapped memory that hold the newest staged state of a claim.
 
-A region is mapped and pre-allocated, and belongs to one claim:
+A region is mapped and pre-allocated, and belongs to one claim. It is a file, or, if it is small, a
+part of one that it shares with others, at the offset that its name says:
 
     header (256): magic, size, MessagePack of RegionHeader, XXH3-64 of all before
     half 0, half 1: payload (capacity) | size (u64) | seq (u64) | XXH3-64 of payload, seed seq
@@ -14,17 +15,14 @@ not the boot, hence the boot id.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
-import mmap
 import os
 import stat
 import struct
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +30,7 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
+from ._mapped import LARGEST_SEAT, SEAT, Place, mapped, offset
 from ._records import Files
 from ._sealing import Staging, StagingKey
 
@@ -41,7 +40,6 @@ SPOOL_LIMIT = 4 << 20
 _MAGIC = b"AIOCKSP1"
 _HEAD = 256
 _TRAILER = struct.Struct("<QQQ")
-_SMALLEST = (4096 - _HEAD) // 2 - _TRAILER.size
 _LAPPED = 0.2  # seconds to look again and again while a live writer laps us
 _ONE_PACK = 16 << 10  # up to here, zero-filling a half costs less than a second call
 _hash = xxhash.xxh3_64_intdigest
@@ -94,10 +92,6 @@ class Region(NamedTuple):
     stage: Stage
 
 
-class _Memory(ctypes.c_char):
-    """Only a base for the array type: its instances can be watched by weakref."""
-
-
 @functools.cache
 def boot_id() -> str:
     """Names this boot of this machine; OSError where that cannot be told."""
@@ -124,13 +118,22 @@ def make_region(
         OSError: it cannot be made, or there is no room.
     """
     more, sealed = (0, None) if staging is None else (staging.ROOM, staging.under)
-    capacity = max(_SMALLEST, (1 << max(size - 1, 0).bit_length()) + more)
+    capacity = _capacity(size, more)
     header = _encode_header(RegionHeader(claim, boot_id(), codec, capacity, tree, sealed))
-    view = _map(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
-    stage = _stager(view, capacity, overflow)
+    place = mapped(path, header, _HEAD + 2 * (capacity + _TRAILER.size))
+    stage = _stager(place, capacity, overflow)
     if staging is not None:
         stage = _sealed_stager(stage, staging.sealer(codec, tree), capacity - more, overflow)
-    return Region(path, codec, tree, capacity - more, stage)
+    return Region(place.path, codec, tree, capacity - more, stage)
+
+
+def _capacity(size: int, more: int) -> int:
+    """Of each half, for states of this size that are stored in `more` bytes more: what a seat
+    takes, or, above that, the next power of two."""
+    whole = 1 << (_HEAD + 2 * (size + more + _TRAILER.size) - 1).bit_length()
+    if whole <= LARGEST_SEAT:
+        return (max(whole, SEAT) - _HEAD) // 2 - _TRAILER.size
+    return (1 << (size - 1).bit_length()) + more
 
 
 def _encode_header(header: RegionHeader) -> bytes:
@@ -175,8 +178,9 @@ def read_region(path: Path, claim: bytes) -> Recovered | None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("not a regular file")
-        block = os.pread(fd, _HEAD, 0)
-        if not any(block) and _is_blank(fd):
+        begin = offset(path)
+        block = os.pread(fd, _HEAD, begin)
+        if not any(block) and _is_blank(fd, begin):
             return None
         header = _decode_header(block)
         if header.claim != claim or header.boot != boot_id():
@@ -185,7 +189,7 @@ def read_region(path: Path, claim: bytes) -> Recovered | None:
         last: list[bytes] = []
         required: int | None = None
         while True:
-            looks = [_look(fd, header, half) for half in (0, 1)]
+            looks = [_look(fd, header, begin, half) for half in (0, 1)]
             trailers = [trailer for trailer, _ in looks]
             best = max((staged for _, staged in looks if staged is not None), default=None)
             if required is None:
@@ -202,19 +206,21 @@ def read_region(path: Path, claim: bytes) -> Recovered | None:
         os.close(fd)
 
 
-def _is_blank(fd: int) -> bool:
+def _is_blank(fd: int, begin: int) -> bool:
     """True if there are only zeros, as many as a region may have."""
     size = os.fstat(fd).st_size
+    if begin:
+        return not any(os.pread(fd, SEAT, begin))
     if size > _HEAD + 2 * (SPOOL_LIMIT + Staging.ROOM + _TRAILER.size):
         return False
     chunk = 1 << 16
     return not any(os.pread(fd, chunk, start).strip(b"\0") for start in range(0, size, chunk))
 
 
-def _look(fd: int, header: RegionHeader, half: int) -> tuple[bytes, Staged | None]:
+def _look(fd: int, header: RegionHeader, begin: int, half: int) -> tuple[bytes, Staged | None]:
     """A half's trailer, and its state if that is whole."""
     capacity = header.capacity
-    start = _HEAD + half * (capacity + _TRAILER.size)
+    start = begin + _HEAD + half * (capacity + _TRAILER.size)
     # in one call, where it is small: that is the least time for a live writer to come between
     block = os.pread(fd, capacity + _TRAILER.size, start) if capacity <= _ONE_PACK else b""
     trailer = block[capacity:] or os.pread(fd, _TRAILER.size, start + capacity)
@@ -228,70 +234,30 @@ def _look(fd: int, header: RegionHeader, half: int) -> tuple[bytes, Staged | Non
     return trailer, Staged(seq, data, header.codec) if whole else None
 
 
-def _map(path: Path, header: bytes, size: int) -> memoryview:
-    """Create and map a file. No descriptor stays open: mmap.mmap would keep one per region
-    (until Python 3.13's `trackfd`), and ten thousand keys must fit under a limit of 1024."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        _reserve(fd, size)
-        os.pwrite(fd, header, 0)
-        libc = _libc()
-        address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
-        if address == ctypes.c_void_p(-1).value:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    finally:
-        os.close(fd)
-    memory = (_Memory * size).from_address(address)
-    # unmapped when the last view is gone, so that a late stage() can never touch freed memory
-    weakref.finalize(memory, libc.munmap, address, size).atexit = False
-    return memoryview(memory).cast("B")
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Have the blocks now: a write into mapped memory that finds no room kills the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-        return
-    block = bytes(1 << 16)  # macOS has no such call
-    for start in range(0, size, len(block)):
-        os.pwrite(fd, block[: size - start], start)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,
-    ]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc
-
-
-def _stager(view: memoryview, capacity: int, overflow: Stage) -> Stage:
-    """A function that stages bytes into one region.
+def _stager(place: Place, capacity: int, overflow: Stage) -> Stage:
+    """A function that stages bytes into one region, and keeps its place.
 
     Each pack is one C call under the interpreter lock, so a half changes in one step as far as
     other threads can see.
     """
+    view = place.view
     turn = itertools.cycle((_HEAD, _HEAD + capacity + _TRAILER.size))
-    whole = struct.Struct(f"<{capacity}sQQQ").pack_into
+
+    if capacity <= _ONE_PACK:
+        whole = _packer(capacity)
+
+        def stage(seq: int, data: bytes, _: object = place.seat) -> None:
+            size = len(data)
+            if size > capacity:
+                overflow(seq, data)
+            else:
+                whole(view, next(turn), data, size, seq, _hash(data, seq))
+
+        return stage
+
     trail = _TRAILER.pack_into
 
-    def small(seq: int, data: bytes) -> None:
-        size = len(data)
-        if size > capacity:
-            overflow(seq, data)
-        else:
-            whole(view, next(turn), data, size, seq, _hash(data, seq))
-
-    def large(seq: int, data: bytes) -> None:
+    def stage_large(seq: int, data: bytes, _: object = place.seat) -> None:
         size = len(data)
         if size > capacity:
             overflow(seq, data)
@@ -300,7 +266,12 @@ def _stager(view: memoryview, capacity: int, overflow: Stage) -> Stage:
             view[start : start + size] = data
             trail(view, start + capacity, size, seq, _hash(data, seq))
 
-    return small if capacity <= _ONE_PACK else large
+    return stage_large
+
+
+@functools.cache
+def _packer(capacity: int) -> Callable[..., None]:
+    return struct.Struct(f"<{capacity}sQQQ").pack_into
 
 
 def _sealed_stager(

@@ -129,7 +129,7 @@ class Slot:
     def refill(self, now: float) -> None:
         """Portion the numbers so that the next portion ends some 5 ms from now."""
         elapsed = max(now - self._portioned_at, 1e-6)
-        self._portion = max(1, min(_PORTION, int(self._portion * _LOOK_EVERY / elapsed)))
+        self._portion = max(8, min(_PORTION, int(self._portion * _LOOK_EVERY / elapsed)))
         self._portioned_at = now
         self.seqs = itertools.islice(self.numbers, self._portion)
 

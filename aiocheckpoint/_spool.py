@@ -39,7 +39,7 @@ T = TypeVar("T")
 TREE = ".tree"
 _GONE = ".gone"
 _ASIDE = ".aside"
-_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9]+|-[0-9]+\.(tree|gone))")
+_NAME = re.compile(r"[0-9a-f]{32}((\.[0-9]+){1,2}|-[0-9]+\.(tree|gone))")
 _TRIES = 100  # to make what others remove at the same time
 _RETRY_AFTER = 1.0  # seconds until a disk that was full is tried again
 _log = logging.getLogger("aiocheckpoint")
@@ -67,7 +67,7 @@ class Spool:
             _remove(path)
             warn_once(self.directory.parent, f" for states of {len(like.data)} bytes", exc)
             return None
-        self._paths.append(path)
+        self._paths.append(region.path)
         return region
 
     def _make(self, path: Path, like: Staged, overflow: Stage) -> Region:

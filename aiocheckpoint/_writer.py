@@ -47,6 +47,7 @@ from ._slot import ALERT, Attention, Meta, Slot
 from .abc import Put, Store
 
 _TICK = 0.008  # seconds
+_SLOW = 1.0  # seconds after which it is the store that is slow, not the interpreter that is busy
 _TIDYING = 2.0  # seconds that the end gives to what nobody waits for
 
 _log = logging.getLogger("aiocheckpoint")
@@ -70,7 +71,8 @@ class Writer:
         self.ticking = False
         """True while who knocks is heard at the next tick: else `hear` must be posted."""
         self.expected = math.inf
-        """When it should be heard next, by `time.monotonic`."""
+        """When the I/O thread should be heard next, by `time.monotonic`, which is the time of its
+        loop."""
         self._paces: dict[int, Pace] = {}
         self._active = 0  # slots that are not idle
         self._calendar = Calendar()
@@ -113,7 +115,8 @@ class Writer:
 
     def _tick(self) -> None:
         """Hear who knocks; commit or rest the slots whose time has come."""
-        self.expected = now = time.monotonic()  # while this takes its time, it goes on waiting
+        now = self._loop.time()
+        self.expected = min(self.expected, now)  # while this takes its time, it goes on waiting
         for pace in list(self._paces.values()):
             pace.remind(now)
         self.hear()
@@ -135,7 +138,12 @@ class Writer:
             self.hear()  # who came just before it could see that nobody is about
 
     def _tick_later(self) -> None:
-        self.expected = time.monotonic() + _TICK
+        now = self._loop.time()
+        self.expected = now + _TICK
+        # a store that works in threads may wait for the interpreter as well
+        since = self.commits.waiting_since
+        if now - since < _SLOW:
+            self.expected = min(self.expected, since + _TICK)
         self._loop.call_later(_TICK, self._tick)
 
     def _rest(self, held: Held) -> None:

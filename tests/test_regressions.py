@@ -31,7 +31,7 @@ from aiocheckpoint import (
     StoreUnavailableError,
     _engine,
     _io_thread,
-    _region,
+    _mapped,
     _spool,
 )
 from aiocheckpoint._records import Record, decode_record
@@ -695,15 +695,15 @@ def test_spool_grows_again_once_the_disk_has_room(
 ) -> None:
     """A disk that was full once is tried again, after a moment."""
     full, later = False, 0.0
-    real: Callable[[int, int], None] = _region._reserve
+    real: Callable[[int, int, int], None] = _mapped._reserve
 
-    def reserve(fd: int, size: int) -> None:
+    def reserve(fd: int, start: int, size: int) -> None:
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(fd, size)
+        real(fd, start, size)
 
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later)
-    monkeypatch.setattr(_region, "_reserve", reserve)
+    monkeypatch.setattr(_mapped, "_reserve", reserve)
     monkeypatch.setattr(_spool, "time", clock, raising=False)
 
     async def main() -> None:

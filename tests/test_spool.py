@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import os
@@ -11,9 +12,11 @@ import random
 import shutil
 import stat
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiocheckpoint
-from aiocheckpoint import Runtime, _region, _spool
+from aiocheckpoint import Runtime, _mapped, _region, _spool
 from aiocheckpoint._region import SPOOL_LIMIT, Staged, boot_id
 from aiocheckpoint._spool import Lane, Spool
 
@@ -884,3 +887,99 @@ def test_a_late_stage_into_a_removed_region_does_no_harm(tmp_path: Path) -> None
     threading.Thread(target=late).start()
     assert done.wait(10)
     assert not directory.exists()
+
+
+# Regions that share a file.
+
+
+def _lanes(base: Path, count: int) -> list[Lane]:
+    lanes = []
+    for number in range(count):
+        directory = base / f"{number}"
+        _spool.key_directory(directory)
+        lane = Lane(Spool(directory, os.urandom(16)), lambda seq, data: None)
+        lane.reserve(None)
+        assert lane.region is not None
+        lanes.append(lane)
+    return lanes
+
+
+def _mappings(base: Path) -> int:
+    return sum(str(base) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="regions share files on Linux alone")
+def test_small_regions_share_a_mapping(tmp_path: Path) -> None:
+    """A process may have 65,530 mappings: a thousand regions need one, and each keeps its own."""
+    lanes = _lanes(tmp_path / "spool", 1000)
+    for number, lane in enumerate(lanes):
+        lane.stage(Staged(1, b"%d" % number, "bytes"))
+    assert 1 <= _mappings(tmp_path) <= 2
+    for number, lane in enumerate(lanes):
+        assert lane.region is not None
+        found = _region.read_region(lane.region.path, lane._spool.claim)
+        assert found is not None
+        assert found.staged.data == b"%d" % number
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="regions share files on Linux alone")
+def test_a_seat_that_is_taken_again_shows_nothing_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a header nor a state of the region that had it."""
+    monkeypatch.setattr(_mapped, "_SHARED", 2 * _mapped.SEAT)
+    kept, left = _lanes(tmp_path / "spool", 2)
+    left.stage(Staged(7, b"secret", "bytes"))
+    assert kept.region is not None
+    assert b"secret" in kept.region.path.read_bytes()
+    left._spool.remove()
+    del left
+    gc.collect()
+    (again,) = _lanes(tmp_path / "spool", 1)
+    assert again.region is not None
+    assert again.region.path.samefile(kept.region.path)
+    assert _region.read_region(again.region.path, again._spool.claim) is None
+    assert b"secret" not in kept.region.path.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="regions share files on Linux alone")
+def test_nothing_is_left_of_a_shared_file(tmp_path: Path) -> None:
+    """With the last region in it its descriptor and its memory go."""
+    lanes = _lanes(tmp_path / "spool", 10)
+    for lane in lanes:
+        lane._spool.remove()
+    del lanes, lane
+    gc.collect()
+    assert _mappings(tmp_path) == 0
+    assert not any(str(tmp_path) in what for what in _open_files())
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def _open_files() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+@pytest.mark.parametrize("missing", ["O_TMPFILE", "names"])
+def test_where_files_cannot_be_shared_each_region_has_its_own(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems and systems that lack what it takes."""
+    if missing == "O_TMPFILE":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    else:
+
+        def refuse(*args: object, **options: object) -> None:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    for number, lane in enumerate(_lanes(tmp_path / "spool", 3)):
+        lane.stage(Staged(1, b"%d" % number, "bytes"))
+        assert lane.region is not None
+        assert lane.region.path.name.count(".") == 1
+        found = _region.read_region(lane.region.path, lane._spool.claim)
+        assert found is not None
+        assert found.staged.data == b"%d" % number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,6 +24,9 @@ T = TypeVar("T")
 
 _SCHEMA = 1
 _PAGE = 1000
+_ROWS = 1024
+"""Rows in a statement, at most. After each the thread must win back the interpreter lock, which
+a computing loop gives up every 5 ms."""
 _BUSY_TIMEOUT = 0.25
 _MAX_RECORD = 900_000_000  # of the 1e9 that SQLite lets a row have
 
@@ -34,8 +39,11 @@ CREATE TABLE IF NOT EXISTS aiocheckpoint_meta (name TEXT PRIMARY KEY, value);
 INSERT OR IGNORE INTO aiocheckpoint_meta VALUES ('schema', 1);
 COMMIT;
 """
-_INSERT = "INSERT INTO aiocheckpoint_heads VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_UPDATE = "UPDATE aiocheckpoint_heads SET version=?, record=? WHERE key=? AND version=?"
+_INSERT = "INSERT INTO aiocheckpoint_heads VALUES {} ON CONFLICT DO NOTHING"
+_UPDATE = (
+    "UPDATE aiocheckpoint_heads SET version=column1, record=column2"
+    " FROM (VALUES {}) WHERE key=column3 AND aiocheckpoint_heads.version=column4"
+)
 _DELETE = "DELETE FROM aiocheckpoint_heads WHERE key=? AND version=?"
 _LOAD = "SELECT record, version FROM aiocheckpoint_heads WHERE key=?"
 _VERSION = "SELECT 1 FROM aiocheckpoint_heads WHERE key=? AND version=?"
@@ -233,13 +241,30 @@ def _commit(connection: sqlite3.Connection, batch: Sequence[Put]) -> Sequence[Ve
     new = [(key, version, record) for key, expect, record in fit if expect is None]
     old = [(version, record, key, expect) for key, expect, record in fit if expect is not None]
     connection.execute("BEGIN IMMEDIATE")
-    done = connection.executemany(_INSERT, new).rowcount if new else 0
-    done += connection.executemany(_UPDATE, old).rowcount if old else 0
+    done = _execute(connection, _INSERT, new) + _execute(connection, _UPDATE, old)
     answers: list[Version | StoreError] = [version] * len(batch)
     if done != len(batch):  # what was done has the new version
         answers = [_answer(connection, put, version) for put in batch]
     connection.execute("COMMIT")
     return answers
+
+
+def _execute(connection: sqlite3.Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> int:
+    """Run a statement for all rows, many at a time; how many it has changed."""
+    done = start = 0
+    while left := len(rows) - start:
+        count = min(_ROWS, 1 << left.bit_length() - 1)  # so that there are few statements
+        some = rows[start : start + count]
+        statement = _statement(sql, count, len(some[0]))
+        done += connection.execute(statement, list(itertools.chain(*some))).rowcount
+        start += count
+    return done
+
+
+@functools.cache
+def _statement(sql: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return sql.format(", ".join([row] * rows))
 
 
 def _answer(connection: sqlite3.Connection, put: Put, version: int) -> Version | StoreError:

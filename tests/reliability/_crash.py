@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from aiocheckpoint import _region
+from aiocheckpoint import _mapped, _region
 from tests.children import state
 from tests.reliability._disk import Disk, Image
 from tests.reliability._jobs import Job, Version, Witness, tree_at
@@ -69,7 +69,7 @@ def record(
         start = image_of(base)
         recorder = Recorder(base)
         witness = Witness(base, url.format(base), recorder.mark, first)
-        with recorder:
+        with recorder, small_shares():
             asyncio.run(job.run(witness))
         recording = Recording(start, recorder.ops, witness.versions)
         if recording.end() != image_of(base):
@@ -221,6 +221,14 @@ def another_boot() -> Iterator[None]:
     """The machine was started again since the recording."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_region, "boot_id", lambda: "the next boot")
+        yield
+
+
+@contextmanager
+def small_shares() -> Iterator[None]:
+    """Regions share smaller files, which take less time to look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_mapped, "_SHARED", _mapped.LARGEST_SEAT)
         yield
 
 

@@ -135,12 +135,13 @@ def _mend_frame(data: bytearray) -> None:
 
 def _regions(scratch: Path) -> Target:
     """A region of the spool, after one state and after more."""
-    path = scratch / "region"
-    region = make_region(path, CLAIM, "bytes", "", 100, lambda seq, data: None)
+    region = make_region(scratch / "region", CLAIM, "bytes", "", 100, lambda seq, data: None)
+    path = scratch / "region.alone"
+    size = _HEAD + 2 * (region.capacity + 24)
     samples = []
     for seq, data in enumerate(_STATES, 1):
         region.stage(seq, data)
-        samples.append(path.read_bytes())
+        samples.append(region.path.read_bytes()[:size])
 
     def read(data: bytes) -> Any:
         path.write_bytes(data)

@@ -20,10 +20,11 @@ def no_promotion() -> None:
 def trailer_first() -> None:
     """A half of a region says that it is whole before it is."""
 
-    def stager(view: memoryview, capacity: int, overflow: Any) -> Any:
+    def stager(place: Any, capacity: int, overflow: Any) -> Any:
+        view = place.view
         halves = (_region._HEAD, _region._HEAD + capacity + _region._TRAILER.size)
 
-        def stage(seq: int, data: bytes) -> None:
+        def stage(seq: int, data: bytes, _: object = place) -> None:
             if len(data) > capacity:
                 overflow(seq, data)
                 return

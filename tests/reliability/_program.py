@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aiocheckpoint import _mapped
 from tests.reliability._jobs import Witness
 from tests.reliability._random_jobs import named
 from tests.reliability._recorder import Recorder
@@ -41,6 +42,7 @@ def main(name: str, url: str, base: str, marks: str, told: str, synchronous: str
             *args, **options, factory=lax(synchronous)
         )
     witness = Witness(Path(base), url, mark)
+    _mapped._SHARED = _mapped.LARGEST_SEAT  # takes less time to look at
     with recorder:
         asyncio.run(named(name).run(witness))
     ops = [op for op in recorder.ops if op.kind != "mapped"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from ._nameless import shown, with_names
 from ._torn import Op
 
 _STORES = f"{os.sep}aiocheckpoint{os.sep}stores{os.sep}"
@@ -60,7 +61,7 @@ class Recorder:
         self._root = str(root.resolve())
         self._lock = threading.RLock()  # the garbage collector may close files in the middle
         self._mapped: dict[str, bytes] = {}
-        self.ops: list[Op] = []
+        self._ops: list[Op] = []
 
     def __enter__(self) -> Recorder:
         for name in _real:
@@ -76,11 +77,15 @@ class Recorder:
         for name, function in _real.items():
             setattr(os, name, function)
 
+    @property
+    def ops(self) -> list[Op]:
+        return list(with_names(self._ops))
+
     def mark(self, kind: str, number: int) -> None:
         """Note what the program was about to stage, or what was acknowledged."""
         with self._lock:
             self._look_at_maps()
-            self.ops.append(Op(kind, at=number))
+            self._ops.append(Op(kind, at=number))
 
     def _look_at_maps(self) -> None:
         """What was written through memory: the spool's regions, as far as they have changed."""
@@ -89,19 +94,21 @@ class Recorder:
             data = path.read_bytes()
             if data != self._mapped.get(name):
                 self._mapped[name] = data
-                self.ops.append(Op("mapped", name, data=data))
+                self._ops.append(Op("mapped", name, data=data))
 
     def _place(self, path: Any, dir_fd: int | None = None) -> str | None:
         name = os.fsdecode(path)
+        if name.startswith("/proc/self/fd/"):
+            return self._of(int(name.rpartition("/")[2]))
         above = os.getcwd() if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
         return under(self._root, os.path.join(above, name))
 
     def _of(self, fd: int) -> str | None:
-        return under(self._root, os.readlink(f"/proc/self/fd/{fd}"))
+        return under(self._root, shown(os.readlink(f"/proc/self/fd/{fd}")))
 
     def _note(self, kind: str, place: str | None, **about: Any) -> None:
         if place is not None:
-            self.ops.append(Op(kind, place, **about))
+            self._ops.append(Op(kind, place, **about))
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         with self._lock:

@@ -15,6 +15,7 @@ from tests import servers
 from tests.children import LATE, ROOT
 from tests.reliability._disk import Image
 from tests.reliability._jobs import Version
+from tests.reliability._nameless import shown, with_names
 from tests.reliability._torn import Op
 
 _CALLS = (
@@ -44,8 +45,8 @@ def traced(name: str, url: str, base: Path, start: Image, *options: str) -> Trac
     program = [sys.executable, "-m", "tests.reliability._program", name, url, base, marks, told]
     strace("-xx", "-s", _LONGEST, "-o", trace, "-e", _CALLS, *program, *options)
     recorded, versions = pickle.loads(told.read_bytes())
-    ops = list(_Trace(str(base), str(marks), start).ops(_whole(trace.read_text().splitlines())))
-    return Traced(ops, recorded, versions)
+    ops = _Trace(str(base), str(marks), start).ops(_whole(trace.read_text().splitlines()))
+    return Traced(list(with_names(list(ops))), recorded, versions)
 
 
 def strace(*arguments: object) -> str:
@@ -113,6 +114,8 @@ class _Trace:
                 yield from self._moved(call, self._path(None, args[0]), self._path(None, args[1]))
             case "renameat" | "renameat2" | "linkat":
                 src, dst = self._path(args[0], args[1]), self._path(args[2], args[3])
+                if _text(args[1]).startswith("/proc/self/fd/"):
+                    src = self._below(self._file(args[0]))
                 yield from self._moved(call.partition("at")[0], src, dst)
             case _ if (path := self._below(self._file(args[0]))) is not None:
                 yield from self._written(call, path, args, result)
@@ -162,7 +165,7 @@ class _Trace:
 
     def _file(self, descriptor: str) -> str | None:
         found = _WHERE.match(descriptor)
-        return None if found is None else _unhex(found[1]).decode() + (found[2] or "")
+        return None if found is None else shown(_unhex(found[1]).decode() + (found[2] or ""))
 
     def _path(self, above: str | None, name: str) -> str | None:
         folder = self._file(above) if above is not None else str(ROOT)

@@ -46,10 +46,10 @@ def test_a_checksum_that_is_not_compared_is_found(monkeypatch: pytest.MonkeyPatc
 def test_a_half_whose_checksum_is_not_compared_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     look = _region._look
 
-    def blind(fd: int, header: Any, half: int) -> Any:
-        trailer, staged = look(fd, header, half)
+    def blind(fd: int, header: Any, begin: int, half: int) -> Any:
+        trailer, staged = look(fd, header, begin, half)
         size, seq, _ = _region._TRAILER.unpack(trailer)
-        start = _region._HEAD + half * (header.capacity + _region._TRAILER.size)
+        start = begin + _region._HEAD + half * (header.capacity + _region._TRAILER.size)
         if staged is None and size and size <= header.capacity:
             data = os.pread(fd, size, start)
             staged = _region.Staged(seq, data, header.codec)
