@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
 from pathlib import Path
 
 from .._measure import progress
+from .._page import DOCS, write_data
 from . import side_by_side
 from ._contestants import ALL, BY_NAME
 from ._page import machine, plot, table, write_page
-
-DOCS = Path(__file__).parents[3] / "docs"
 
 
 def main() -> int:
@@ -40,9 +38,9 @@ def main() -> int:
     data["orders"] = {"rounds": options.rounds, "seconds": options.seconds, "ends": options.ends}
     print(table(data))
     if options.doc:
-        (DOCS / "peers.json").write_text(json.dumps(data, indent=1) + "\n")
+        write_data(DOCS / "peers.json", data)
         plot(data, DOCS / "peers.svg")
-        write_page(data, DOCS / "benchmarks.md")
+        write_page(data)
         progress("wrote docs/benchmarks.md, peers.svg, peers.json")
     return 0
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sqlite3
 import statistics
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .._page import GREY, figure, put, seconds
+from .._page import machine as this_machine
 from ._child import STEP
 from ._contestants import ALL, BY_NAME
 from .side_by_side import SIZES
@@ -19,7 +17,6 @@ _PACKAGES = (
     *("aiocheckpoint", "flytekit", "flyte", "temporalio", "langgraph-checkpoint-sqlite", "dbos"),
     *("aiosqlite", "aiofiles"),
 )
-_BEGIN, _END = "<!-- peers: begin, written by make bench-peers -->", "<!-- peers: end -->"
 _COLUMNS = (
     *("", "steps/s", "of no checkpoint", "a call, median", "a call, p99"),
     *("worst loop lag", "states stored/s", "redone after SIGKILL", "after a cancel"),
@@ -28,14 +25,7 @@ _COLUMNS = (
 
 def machine() -> dict[str, Any]:
     """Where, when and with what it was measured."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
+    return {**this_machine(), "packages": {name: _version(name) for name in _PACKAGES}}
 
 
 def _version(name: str) -> str:
@@ -63,9 +53,9 @@ def _one_table(data: dict[str, Any], size: int) -> str:
                 one.name,
                 f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})",
                 f"{statistics.median(rates) / statistics.median(bare):.1%}" if bare else "",
-                _time(statistics.median(run["median_ns"] for run in runs) / 1e9),
-                _time(statistics.median(run["p99_ns"] for run in runs) / 1e9),
-                _time(statistics.median(run["lag_worst"] for run in runs)),
+                seconds(statistics.median(run["median_ns"] for run in runs) / 1e9),
+                seconds(statistics.median(run["p99_ns"] for run in runs) / 1e9),
+                seconds(statistics.median(run["lag_worst"] for run in runs)),
                 f"{statistics.median(run['stored'] / run['seconds'] for run in runs):,.0f}",
                 _redone(data, one.name, "kill"),
                 _redone(data, one.name, "cancel"),
@@ -80,12 +70,6 @@ def _runs(data: dict[str, Any], name: str, size: int) -> list[dict[str, Any]]:
 
 def _rates(data: dict[str, Any], name: str, size: int) -> list[float]:
     return [run["steps"] / run["seconds"] for run in _runs(data, name, size)]
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1e-6:
-        return f"{seconds * 1e9:.0f} ns"
-    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
 
 
 def _redone(data: dict[str, Any], name: str, how: str) -> str:
@@ -103,20 +87,15 @@ def _redone(data: dict[str, Any], name: str, how: str) -> str:
     return text
 
 
-def write_page(data: dict[str, Any], page: Path) -> None:
-    """Put the comparison into the page, in the place of an earlier one."""
-    text = page.read_text()
-    before, begin, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2] if begin else ""
+def write_page(data: dict[str, Any]) -> None:
+    """Put the comparison into the page."""
     where, orders = data["machine"], data["orders"]
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
     powers = "\n".join(f"- {one.name}: {one.power}." for one in ALL if one.power != "nothing")
-    part = f"""{_BEGIN}
-## Side by side
-
-`make bench-peers ARGS=--doc` measures this and writes it here, into `peers.json` and the plot.
-An async loop works for {STEP * 1e6:.0f} µs a step, yields, and keeps a state that is a new one
-each time. Each loop runs in a process of its own for {orders["seconds"]:g} seconds, in
+    put(
+        "loops",
+        f"""An async loop works for {STEP * 1e6:.0f} µs a step, yields, and keeps a state that is a
+new one each time. Each loop runs in a process of its own for {orders["seconds"]:g} seconds, in
 {orders["rounds"]} rounds whose order changes; the medians count, with the lowest and highest round
 behind the steps. Loop lag is by how much a timer of 1 ms in the same loop comes late. The last
 columns end the loop at {orders["ends"]} random moments, and count the steps that had kept their
@@ -131,24 +110,15 @@ What of a call that has returned is safe, by what each documents or does:
 {powers}
 
 Measured on {where["date"]}: {where["cores"]} cores, {where["system"]}, Python {where["python"]},
-SQLite {where["sqlite"]}; {packages}.
-{_END}"""
-    new = before.rstrip("\n") + "\n\n" + part + after if begin else f"{text}\n{part}\n"
-    page.write_text(new)
+SQLite {where["sqlite"]}; {packages}.""",
+    )
 
 
 def plot(data: dict[str, Any], path: Path) -> None:
-    """Steps a second of each contestant, readable on light and on dark."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+    """Steps a second of each contestant."""
     names = [one.name for one in ALL if _runs(data, one.name, SIZES[0])]
-    grey = "#808080"
-    style: Any = {"svg.hashsalt": "peers", "text.color": grey, "axes.labelcolor": grey}
-    style |= {"xtick.color": grey, "ytick.color": grey, "axes.edgecolor": grey}
-    with rc_context(style):
-        figure = Figure(figsize=(8, 0.42 * len(names) + 1), layout="constrained")
-        axes = figure.subplots()
+    with figure(path, width=8, height=0.42 * len(names) + 1) as drawn:
+        axes = drawn.subplots()
         for number, size in enumerate(SIZES):
             rates = [_rates(data, name, size) for name in names]
             middle = [statistics.median(each) for each in rates]
@@ -159,7 +129,7 @@ def plot(data: dict[str, Any], path: Path) -> None:
                 middle,
                 height=0.38,
                 xerr=[low, high],
-                ecolor=grey,
+                ecolor=GREY,
                 color=("#3b82f6", "#f59e0b")[number],
                 label=f"{size:,} bytes",
             )
@@ -167,4 +137,3 @@ def plot(data: dict[str, Any], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel(f"steps a second, {STEP * 1e6:.0f} µs of work each")
         axes.legend(frameon=False)
-        figure.savefig(path, transparent=True, metadata={"Date": None})
