@@ -1,5 +1,6 @@
 # make demo    a real job, killed and resumed          make test    the tests
 # make bench   the numbers of docs/benchmarks.md       make check   lint, format, types, import floors
+# make bench-growth  how cost grows, with plots
 # make bench-peers  the same work by others, in an environment of its own
 # make torture the guarantees, attacked for long       (make torture ARGS=--help: which, how long)
 #
@@ -15,7 +16,7 @@ OTHERS := 3.11 3.12 3.13
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-all check bench bench-peers torture clean
+.PHONY: help venv demo test test-all check bench bench-growth bench-peers torture clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -63,6 +64,9 @@ check: $(READY)
 
 bench: $(READY)
 	@"$(BIN)/python" -m tests.bench $(ARGS)
+
+bench-growth: $(READY)
+	@"$(BIN)/python" -m tests.bench.growth $(ARGS)
 
 bench-peers: $(PEERS)/.ready
 	@"$(PEERS)/bin/python" -m tests.bench.peers $(ARGS)
