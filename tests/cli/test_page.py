@@ -24,6 +24,7 @@ def alike(text: str) -> list[str]:
     text = re.sub(r"[0-9a-f]{32}", "CLAIM", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]{8}\+00:00", "TIME", text)
     text = re.sub(r"\b\d+ s\b", "AGE", text)
+    text = re.sub(r"\d[\d.]* (µs|ms|s|AGE|min)(?= |$|\))", "AGE", text, flags=re.MULTILINE)
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
@@ -57,7 +58,11 @@ def test_the_shell_of_the_page_runs(tmp_path: Path) -> None:
         if block.language == "sh" and command.startswith("aiocheckpoint "):
             ran.add(command.split()[1])
             assert below.language == "text"
-            assert alike(said(command)) == alike("\n".join(below.lines)), command
+            wanted, found = alike("\n".join(below.lines)), alike(said(command))
+            if command.startswith("aiocheckpoint bench"):  # that prints more, here and there
+                assert set(wanted) <= set(found), command
+            else:
+                assert found == wanted, command
     assert ran == set(cli.commands)
 
 
