@@ -1,7 +1,7 @@
 # make demo    a real job, killed and resumed          make test    the tests
 # make bench   the numbers of docs/benchmarks.md       make check   lint, format, types, import floors
 # make bench-growth  how cost grows, with plots
-# make bench-peers  the same work by others, in an environment of its own
+# make bench-peers  the same work by others, in an environment of its own (2 GB)
 # make torture the guarantees, attacked for long       (make torture ARGS=--help: which, how long)
 #
 # The first call creates $(VENV) with $(PYTHON), which must be 3.11 or newer.

@@ -10,39 +10,69 @@ from pathlib import Path
 
 from .._measure import progress
 from .._page import DOCS, write_data
-from . import side_by_side
-from ._contestants import ALL, BY_NAME
-from ._page import machine, plot, table, write_page
+from . import _large_page, _page, side_by_side
+from ._contestants import ALL
+from ._large_contestants import ALL as LARGE
+from .large_states import large_states
+
+PARTS = ("loops", "large")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-peers", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {'; '.join(BY_NAME)}; default all")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop (default 5)")
+    parser.add_argument("names", nargs="*", help="contestants (--list shows them); default all")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"default {','.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default 5)")
     parser.add_argument("--seconds", type=float, default=5, help="of a loop (default 5)")
     parser.add_argument("--ends", type=int, default=20, help="kills, and cancels (default 20)")
     parser.add_argument("--directory", type=Path, help="where to write; default: the temporary one")
     parser.add_argument("--doc", action="store_true", help="write docs/benchmarks.md, plots, data")
+    parser.add_argument("--list", action="store_true", help="name the contestants, and end")
     options = parser.parse_args()
-    unknown = set(options.names) - set(BY_NAME)
-    if unknown:
+    known = {"loops": [one.name for one in ALL], "large": [one.name for one in LARGE]}
+    if options.list:
+        print("\n".join(f"{part}: {name}" for part in PARTS for name in known[part]))
+        return 0
+    if unknown := set(options.names) - {name for names in known.values() for name in names}:
         parser.error(f"no such contestant: {', '.join(sorted(unknown))}")
-    names = options.names or [one.name for one in ALL]
-    seed = random.SystemRandom().randrange(1 << 32)
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="aiocheckpoint-peers-", dir=options.directory) as name:
-        place = Path(name)
-        progress(f"{len(names)} contestants, {options.rounds} rounds of {options.seconds:g} s")
-        loops = side_by_side.loops(names, place, options.rounds, options.seconds, seed)
-        ends = side_by_side.ends(names, place, options.ends, seed)
-    data = {"machine": machine(), "seed": seed, "loops": loops, "ends": ends}
-    data["orders"] = {"rounds": options.rounds, "seconds": options.seconds, "ends": options.ends}
-    print(table(data))
+        for part in parts:
+            names = [one for one in known[part] if one in options.names or not options.names]
+            if names:
+                (_loops if part == "loops" else _large)(options, names, Path(name))
+    return 0
+
+
+def _loops(options: argparse.Namespace, names: list[str], place: Path) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    progress(f"{len(names)} loops, {options.rounds} rounds of {options.seconds:g} s")
+    loops = side_by_side.loops(names, place, options.rounds, options.seconds, seed)
+    ends = side_by_side.ends(names, place, options.ends, seed)
+    orders = {"rounds": options.rounds, "seconds": options.seconds, "ends": options.ends}
+    machine = _page.machine(*_page.LOOPS)
+    data = {"machine": machine, "seed": seed, "orders": orders, "loops": loops, "ends": ends}
+    print(_page.table(data))
     if options.doc:
         write_data(DOCS / "peers.json", data)
-        plot(data, DOCS / "peers.svg")
-        write_page(data)
+        _page.plot(data, DOCS / "peers.svg")
+        _page.write_page(data)
         progress("wrote docs/benchmarks.md, peers.svg, peers.json")
-    return 0
+
+
+def _large(options: argparse.Namespace, names: list[str], place: Path) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    large = large_states(names, place, options.rounds, seed)
+    machine = _page.machine(*_page.LARGE)
+    data = {"machine": machine, "seed": seed, "rounds": options.rounds, "large": large}
+    print(_large_page.table(data))
+    if options.doc:
+        write_data(DOCS / "large.json", data)
+        _large_page.plot(data, DOCS / "large.svg")
+        _large_page.write_page(data)
+        progress("wrote docs/benchmarks.md, large.svg, large.json")
 
 
 if __name__ == "__main__":

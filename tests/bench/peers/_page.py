@@ -13,19 +13,21 @@ from ._child import STEP
 from ._contestants import ALL, BY_NAME
 from .side_by_side import SIZES
 
-_PACKAGES = (
+LOOPS = (
     *("aiocheckpoint", "flytekit", "flyte", "temporalio", "langgraph-checkpoint-sqlite", "dbos"),
     *("aiosqlite", "aiofiles"),
 )
+LARGE = ("aiocheckpoint", "torch", "safetensors", "orbax-checkpoint", "numpy")
+"""The packages that are compared, of whose versions the numbers are."""
 _COLUMNS = (
     *("", "steps/s", "of no checkpoint", "a call, median", "a call, p99"),
     *("worst loop lag", "states stored/s", "redone after SIGKILL", "after a cancel"),
 )
 
 
-def machine() -> dict[str, Any]:
+def machine(*packages: str) -> dict[str, Any]:
     """Where, when and with what it was measured."""
-    return {**this_machine(), "packages": {name: _version(name) for name in _PACKAGES}}
+    return {**this_machine(), "packages": {name: _version(name) for name in packages}}
 
 
 def _version(name: str) -> str:
