@@ -128,3 +128,15 @@ class Coder(Generic[T]):
                 f"codec {codec!r} cannot decode the state: {exc}"
                 " (latest() gives the bytes as they are)"
             ) from exc
+
+
+def coder(type: type[T] | None, codec: Codec[T] | None) -> Coder[T]:
+    """The rules for a type or a codec; one for all keys that have neither."""
+    if codec is None and (type is None or type is _bytes):
+        return cast(Coder[T], _plain if type is None else _only_bytes)
+    return Coder(type, codec)
+
+
+_bytes = bytes
+_plain: Coder[Any] = Coder()
+_only_bytes: Coder[bytes] = Coder(bytes)

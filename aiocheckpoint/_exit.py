@@ -14,6 +14,8 @@ from ._writer import Writer
 class Exit:
     """Closes one handle and sees to it that all is stored, or that somebody is told."""
 
+    __slots__ = ("_held", "_io", "_slot", "_writer")
+
     def __init__(self, held: Held, writer: Writer, io: IOThread) -> None:
         self._held = held
         self._slot = held.slot

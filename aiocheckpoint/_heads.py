@@ -83,10 +83,11 @@ async def kept_generations(
         CodecError: one was written in a later format.
     """
     kept = []
+    has_files = any(name.startswith(MANIFEST) for name in names)
     for name in sorted(name for name in names if name.startswith(GENERATION))[-keep:]:
         _, dash, state = name.partition(f"-{STATE}")
         needed = {name, STATE + state} if dash else {name}
-        if any(blob.startswith(MANIFEST) for blob in names):
+        if has_files:
             try:
                 record, _ = decode_record(key, await read_blob(store, key, name, 0))
             except (CorruptCheckpointError, FileNotFoundError):

@@ -21,6 +21,8 @@ class Keeper:
     """Keeps the files of one open key. Called from the loop that owns the handle, or, if it has
     no such loop, from the I/O thread's. Paths are absolute."""
 
+    __slots__ = ("_flush_timeout", "_held", "_io", "_slot", "_writer")
+
     def __init__(self, held: Held, writer: Writer, io: IOThread, flush_timeout: float) -> None:
         self._held = held
         self._slot = held.slot

@@ -18,13 +18,15 @@ class Ledger:
     - Nothing goes while anybody builds on blobs, or reads them.
     """
 
+    __slots__ = ("_keep", "_loose", "_named", "_users")
+
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._named: list[tuple[frozenset[str], bool]] = []
         """The blobs of each record put, oldest first, and whether its commit succeeded."""
-        self._loose: set[str] = set()
+        self._loose: frozenset[str] = frozenset()
         """Blobs that were put, or are about to be, and that no record names yet."""
-        self._users: set[object] = set()
+        self._users: frozenset[object] = frozenset()
 
     @property
     def empty(self) -> bool:
@@ -43,15 +45,15 @@ class Ledger:
 
     def begin(self, user: object) -> None:
         """Somebody begins to build on blobs, or to read them."""
-        self._users.add(user)
+        self._users |= {user}
 
     def end(self, user: object) -> None:
         """He has ended; what he put and nobody staged is loose."""
-        self._users.discard(user)
+        self._users -= {user}
 
     def put(self, name: str) -> None:
         """A blob is about to be put."""
-        self._loose.add(name)
+        self._loose |= {name}
 
     def name(self, record: Record) -> None:
         """A commit is about to name its blobs."""
@@ -80,7 +82,7 @@ class Ledger:
         put, nothing: then ask again."""
         if self._users:
             return []
-        loose, self._loose = self._loose, set()
+        loose, self._loose = self._loose, frozenset()
         return sorted(loose)
 
     def _succeeded(self) -> None:

@@ -23,7 +23,7 @@ import anyio
 from . import _io_thread
 from ._checkpointer import Checkpointer, latest
 from ._claim import Decide
-from ._codecs import Coder
+from ._codecs import Coder, coder
 from ._compression import Compression, check_compression
 from ._engine import Engine
 from ._errors import ClosedError
@@ -194,7 +194,7 @@ class Runtime:
         return Opening(
             lambda: self._running,
             check_key(key),
-            Coder(type, codec),
+            coder(type, codec),
             plain_open,
             keep=self._keep if keep is None else check_keep(keep),
             min_interval=(

@@ -48,6 +48,8 @@ _log = logging.getLogger("aiocheckpoint")
 class Spool:
     """The regions of one claim, in the directory of its key."""
 
+    __slots__ = ("__weakref__", "_numbers", "_paths", "claim", "directory", "moved", "staging")
+
     def __init__(self, directory: Path, claim: bytes, staging: Staging | None = None) -> None:
         """`staging` seals what is staged."""
         self.directory = directory
@@ -124,6 +126,8 @@ class Spool:
 
 class Lane:
     """One thread's way into the spool: a region, replaced when a state does not fit it."""
+
+    __slots__ = ("_again_at", "_overflow", "_spool", "_too_large", "region")
 
     def __init__(self, spool: Spool, overflow: Stage) -> None:
         """`overflow` is given what is put straight to the region's `stage` and does not fit."""

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar, overload
 from . import _io_thread
 from ._checkpointer import KEEP
 from ._checkpointer import Checkpointer as AsyncCheckpointer
-from ._codecs import Coder
+from ._codecs import Coder, coder
 from ._compression import Compression
 from ._errors import ClosedError
 from ._io_thread import IOThread
@@ -257,7 +257,7 @@ def open(
         encryption=encryption,
         compression=compression,
     )
-    return _Opening(runtime, check_key(key), Coder(type, codec))
+    return _Opening(runtime, check_key(key), coder(type, codec))
 
 
 class _Opening(Generic[T]):
