@@ -343,7 +343,7 @@ def test_help_is_there_for_every_command() -> None:
         result = run(name, "-h")
         assert result.exit_code == 0
         assert "Exit codes:" in result.stdout
-    assert set(cli.commands) == {"copy", "ls", "show", "history", "verify", "rm", "gc"}
+    assert set(cli.commands) == {"bench", "copy", "ls", "show", "history", "verify", "rm", "gc"}
     assert aiocheckpoint.__name__ in run("--version").stdout
 
 
