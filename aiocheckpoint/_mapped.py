@@ -22,7 +22,7 @@ SEAT = 1024
 """Bytes of the smallest seat. The others are twice as large, and so on."""
 LARGEST_SEAT = 64 << 10
 _SHARED = 1 << 20  # bytes of a shared file, of which those in use take room on the disk
-_ELSEWHERE_AS_WELL = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+_ELSEWHERE_AS_WELL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
 class Place(NamedTuple):
@@ -46,6 +46,10 @@ def mapped(path: Path, header: bytes, size: int) -> Place:
     if seat_size <= LARGEST_SEAT and hasattr(os, "O_TMPFILE") and base not in _unshared:
         try:
             return _seated(path, header, _take(base, seat_size))
+        except FileNotFoundError:
+            if not path.parent.is_dir():
+                raise
+            _unshared.add(base)  # some file systems say so of a file that has no name
         except OSError as exc:
             if exc.errno in _ELSEWHERE_AS_WELL:
                 raise

@@ -117,9 +117,20 @@ class Writer:
         """Hear who knocks; commit or rest the slots whose time has come."""
         now = self._loop.time()
         self.expected = min(self.expected, now)  # while this takes its time, it goes on waiting
-        for pace in list(self._paces.values()):
-            pace.remind(now)
-        self.hear()
+        try:
+            for pace in list(self._paces.values()):
+                pace.remind(now)
+            self.hear()
+            self._see_to_due()
+        finally:  # whatever happens: who knocks relies on it
+            self.ticking = self._active > 0
+            if self.ticking:
+                self._tick_later()
+            else:
+                self.expected = math.inf
+                self.hear()  # who came just before it could see that nobody is about
+
+    def _see_to_due(self) -> None:
         now = self._loop.time()
         for held in self._calendar.due(now):
             if held.busy or held.slot.idle:
@@ -130,12 +141,6 @@ class Writer:
                 self._advance(held)
             else:
                 self._rest(held)
-        self.ticking = self._active > 0
-        if self.ticking:
-            self._tick_later()
-        else:
-            self.expected = math.inf
-            self.hear()  # who came just before it could see that nobody is about
 
     def _tick_later(self) -> None:
         now = self._loop.time()

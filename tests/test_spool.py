@@ -963,7 +963,7 @@ def _open_files() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("missing", ["O_TMPFILE", "names"])
+@pytest.mark.parametrize("missing", ["O_TMPFILE", "names", "names of what has none"])
 def test_where_files_cannot_be_shared_each_region_has_its_own(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -973,7 +973,8 @@ def test_where_files_cannot_be_shared_each_region_has_its_own(
     else:
 
         def refuse(*args: object, **options: object) -> None:
-            raise OSError(errno.EOPNOTSUPP, "not here")
+            number = errno.EOPNOTSUPP if missing == "names" else errno.ENOENT
+            raise OSError(number, "not here")
 
         monkeypatch.setattr(os, "link", refuse)
     for number, lane in enumerate(_lanes(tmp_path / "spool", 3)):
@@ -983,3 +984,15 @@ def test_where_files_cannot_be_shared_each_region_has_its_own(
         found = _region.read_region(lane.region.path, lane._spool.claim)
         assert found is not None
         assert found.staged.data == b"%d" % number
+
+
+def test_names_that_no_region_has_are_left_alone(tmp_path: Path) -> None:
+    """Such as one whose offset is too large for any file."""
+    directory = tmp_path / "spool" / "k"
+    _spool.key_directory(directory)
+    for name in (f"{CLAIM.hex()}.0.{'9' * 30}", f"{CLAIM.hex()}.0.0.0", f"{CLAIM.hex()}."):
+        (directory / name).write_bytes(b"x")
+    (directory / f"{CLAIM.hex()}.0.{10**11}").write_bytes(b"x")
+    left = _spool.left_over(directory)
+    assert len(left) == 1
+    assert _spool.staged(left, CLAIM) == []
