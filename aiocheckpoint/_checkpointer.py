@@ -50,7 +50,8 @@ class Checkpointer(Generic[T]):
         self._exit = Exit(held, writer, io)
         self._thread: int | None = get_ident()
         """The thread whose loop owns it; None if it is used by `write_nowait` alone, from any."""
-        self._pace = writer.pace()
+        self._rounds = writer.rounds
+        self._pace = writer.rounds.pace()
         self._stops = False
         """True for an attempt of the runner, which a stop ends at its next write."""
 
@@ -140,15 +141,15 @@ class Checkpointer(Generic[T]):
 
     def _knock(self) -> None:
         """Have the writer see to this slot. While it is about, it comes to that by itself."""
-        writer = self._writer
-        writer.knocking.append(self._held)
-        if not writer.ticking:
+        rounds = self._rounds
+        rounds.knocking.append(self._held)
+        if not rounds.going:
             self._pace.breathed = time.monotonic()
-            self._io.post(writer.hear)
+            self._io.post(rounds.hear)
 
     def _look(self) -> float:
-        writer = self._writer
-        expected = 0.0 if writer.knocking and not writer.ticking else writer.expected
+        rounds = self._rounds
+        expected = 0.0 if rounds.knocking and not rounds.going else rounds.expected
         return self._pace.look(self._slot, expected)
 
     async def _attend(self) -> None:

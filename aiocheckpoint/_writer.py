@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 import time
 from collections import deque
 from concurrent.futures import Future
-from threading import get_ident
 
 import msgspec
 
-from ._calendar import Calendar
 from ._calls import backoff, bounded
 from ._commits import Commit, Commits, Outcome
 from ._compression import WORTH, Compression
@@ -39,15 +36,14 @@ from ._held import (
     settle,
 )
 from ._outages import Outages
-from ._pace import Pace
 from ._records import INLINE_LIMIT, Record, decode_record, encode_record
 from ._region import Moved, Tree
+from ._rounds import Rounds
 from ._saving import Saves
 from ._slot import ALERT, Attention, Meta, Slot
 from .abc import Put, Store
 
-_TICK = 0.008  # seconds
-_SLOW = 1.0  # seconds after which it is the store that is slow, not the interpreter that is busy
+_PAUSE = 0.008  # seconds
 _TIDYING = 2.0  # seconds that the end gives to what nobody waits for
 
 _log = logging.getLogger("aiocheckpoint")
@@ -66,30 +62,12 @@ class Writer:
         self.holding: set[Held] = set()
         self.finishing = False
         self._loop = asyncio.get_running_loop()
-        self.knocking: deque[Held] = deque()
-        """Slots that were idle when they were written to; appended to by any thread."""
-        self.ticking = False
-        """True while who knocks is heard at the next tick: else `hear` must be posted."""
-        self.expected = math.inf
-        """When the I/O thread should be heard next, by `time.monotonic`, which is the time of its
-        loop."""
-        self._paces: dict[int, Pace] = {}
-        self._active = 0  # slots that are not idle
-        self._calendar = Calendar()
+        self.rounds = Rounds(self.woken, self._see_to, lambda: self.commits.waiting_since)
         self._due: deque[Held] = deque()
         self._outages = Outages(store.identity)
         self.saves = Saves(self.commits, self._outages)
 
-    def pace(self) -> Pace:
-        """From any thread: its own pace."""
-        return self._paces.setdefault(get_ident(), Pace())
-
     # Slots become due.
-
-    def hear(self) -> None:
-        """Wake all that knock."""
-        for _ in range(len(self.knocking)):
-            self.woken(self.knocking.popleft())
 
     def woken(self, held: Held) -> None:
         """A slot was written to, or somebody waits for it."""
@@ -101,55 +79,25 @@ class Writer:
             if slot.alert:
                 slot.attention = ALERT
             held.clean_until = held.clean_until or time.monotonic()
-            self._active += 1
             self._look_at(held)
-            if not self.ticking:
-                self.ticking = True
-                self._tick_later()
+            self.rounds.begin()
         self._advance(held)
 
     def _look_at(self, held: Held) -> None:
         """See to an active slot again when its time has come, unless it is busy then."""
         if held in self.holding:
-            self._calendar.add(held)
+            self.rounds.look_at(held)
 
-    def _tick(self) -> None:
-        """Hear who knocks; commit or rest the slots whose time has come."""
-        now = self._loop.time()
-        self.expected = min(self.expected, now)  # while this takes its time, it goes on waiting
-        try:
-            for pace in list(self._paces.values()):
-                pace.remind(now)
-            self.hear()
-            self._see_to_due()
-        finally:  # whatever happens: who knocks relies on it
-            self.ticking = self._active > 0
-            if self.ticking:
-                self._tick_later()
-            else:
-                self.expected = math.inf
-                self.hear()  # who came just before it could see that nobody is about
-
-    def _see_to_due(self) -> None:
-        now = self._loop.time()
-        for held in self._calendar.due(now):
-            if held.busy or held.slot.idle:
-                continue  # busy ones are looked at when their commit has ended
-            if now < held.next_at:
-                self._look_at(held)
-            elif held.slot.dirty:
-                self._advance(held)
-            else:
-                self._rest(held)
-
-    def _tick_later(self) -> None:
-        now = self._loop.time()
-        self.expected = now + _TICK
-        # a store that works in threads may wait for the interpreter as well
-        since = self.commits.waiting_since
-        if now - since < _SLOW:
-            self.expected = min(self.expected, since + _TICK)
-        self._loop.call_later(_TICK, self._tick)
+    def _see_to(self, held: Held) -> None:
+        """Commit a slot or let it rest, as its time has come."""
+        if held.busy or held.slot.idle:
+            return  # a busy one is looked at when its commit has ended
+        if self._loop.time() < held.next_at:
+            self._look_at(held)
+        elif held.slot.dirty:
+            self._advance(held)
+        else:
+            self._rest(held)
 
     def _rest(self, held: Held) -> None:
         slot = held.slot
@@ -161,7 +109,7 @@ class Writer:
     def _idle(self, slot: Slot) -> None:
         if not slot.idle:
             slot.idle = True
-            self._active -= 1
+            self.rounds.end()
         slot.attention = ALERT if slot.alert else Attention()
 
     def _advance(self, held: Held) -> None:
@@ -270,8 +218,8 @@ class Writer:
             self._tell(held)
         if not held.ledger.empty:
             self.saves.collect(held)
-        if self.knocking:
-            self.hear()  # they go into the next batch
+        if self.rounds.knocking:
+            self.rounds.hear()  # they go into the next batch
         if held in self.holding:  # not let go of just now
             self._look_at(held)
             self._advance(held)
@@ -421,7 +369,7 @@ class Writer:
         """Have no more to do with it. Whoever still waits is told."""
         slot = held.slot
         self.holding.discard(held)
-        self._calendar.keep(self.holding)
+        self.rounds.forget_others(self.holding)
         self._outages.forget(slot.key)
         self._idle(slot)
         if departing.get(place := (self.store.identity, slot.key)) is held:
@@ -441,7 +389,7 @@ class Writer:
         """Delete a key that we hold. Waits for the commit under way, which names the version."""
         slot = held.slot
         while held.busy:  # noqa: ASYNC110 - rare, and not worth an event per key
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_PAUSE)
         if held.fenced:
             raise slot.error or held.timed_out()
         held.busy = True

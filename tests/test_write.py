@@ -276,7 +276,7 @@ async def test_writer_at_work_hears_of_other_keys_without_being_called(
     async with Runtime(store, min_interval=3600) as rt, AsyncExitStack() as stack:
         cps = [await stack.enter_async_context(rt.open(f"{n}")) for n in range(50)]
         await cps[0].write(b"first")
-        await true(lambda: cps[0]._writer.ticking)
+        await true(lambda: cps[0]._rounds.going)
         posted: list[object] = []
         with monkeypatch.context() as patch:
             patch.setattr(IOThread, "post", lambda io, fn, *args: posted.append(fn))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -24,7 +25,14 @@ def _change(one: Large, state: State, number: int) -> State:
     return {BYTES: dump(state)} if one.takes_bytes else state
 
 
-async def _singly(one: Large, begin: Begin, state: State) -> dict[str, float]:
+def _tidy(place: Path, number: int) -> None:
+    """Remove what was saved before this number, where each save has a directory of its own."""
+    for path in place.iterdir():
+        if path.name.isdigit() and path.is_dir() and int(path.name) < number:
+            shutil.rmtree(path)
+
+
+async def _singly(one: Large, begin: Begin, state: State, place: Path) -> dict[str, float]:
     """One save at a time: how long the caller is kept, how long it takes, how late a timer is."""
     blocking, total, worst = [], [], []
     for number in range(1, _WARM + _SAVES + 1):
@@ -39,6 +47,7 @@ async def _singly(one: Large, begin: Begin, state: State) -> dict[str, float]:
             await complete
             total.append(clock() - began)
             await asyncio.sleep(0.002)
+        _tidy(place, number)
         worst.append(max(lags, default=0.0))
     return {
         "blocking": statistics.median(blocking[_WARM:]),
@@ -74,7 +83,7 @@ async def _mutated(one: Large, begin: Begin, state: State, number: int) -> None:
 async def measured(one: Large, place: Path) -> dict[str, Any]:
     state = new_state()
     async with one.begin(place) as begin:
-        singly = await _singly(one, begin, state)
+        singly = await _singly(one, begin, state, place)
         back = await _back_to_back(one, begin, state, 100)
         await _mutated(one, begin, state, 1000)
     found = await one.load(place)

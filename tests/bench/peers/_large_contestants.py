@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -261,9 +260,6 @@ async def _dcp(kind: str, place: Path) -> AsyncIterator[Begin]:
             async_stager=stager,
             no_dist=kind == "thread",
         )
-        before = place / f"{number - 2}"
-        if before.exists():
-            await asyncio.to_thread(shutil.rmtree, before)
         return asyncio.wrap_future(last)
 
     yield begin
@@ -294,9 +290,6 @@ async def _orbax(place: Path) -> AsyncIterator[Begin]:
 
     async def begin(state: State, number: int) -> Awaitable[object]:
         checkpointer.save(place / f"{number}", state)
-        before = place / f"{number - 2}"
-        if before.exists():
-            await asyncio.to_thread(shutil.rmtree, before)
         return asyncio.to_thread(checkpointer.wait_until_finished)
 
     yield begin
