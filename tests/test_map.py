@@ -313,7 +313,7 @@ async def test_keys_that_are_closed_are_forgotten(store: MemoryStore) -> None:
             await gather(outcomes)
         writer = rt._running.writer
         assert not writer.holding
-        assert len(writer._calendar) <= 100
+        assert len(writer.rounds._calendar) <= 100
 
 
 def _our(thing: object) -> bool:
