@@ -67,10 +67,8 @@ def _time(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--batch",
     type=click.IntRange(1, 10_000),
-    default=100,
-    show_default=True,
     metavar="N",
-    help="Keys that are stored at once, as a batch.",
+    help="Keys that are stored at once, as a batch; default: 100, in object stores 16.",
 )
 @click.option(
     "--rounds",
@@ -98,7 +96,7 @@ async def bench(
     store: str,
     mtbf: float,
     sizes: list[int],
-    batch: int,
+    batch: int | None,
     rounds: int,
     seconds: float,
     put_price: float | None,
@@ -108,9 +106,12 @@ async def bench(
 
     It claims keys of its own under aiocheckpoint-bench/, writes states that do not compress, and
     deletes all of it in the end, also when it is interrupted. Other keys are not touched. A local
-    store may be new; it is left, empty.
+    store may be new; it is left, empty. An object store keeps a mark of each deleted key.
     """
-    price = PUT_PRICES.get(store.partition(":")[0].lower()) if put_price is None else put_price
+    listed = PUT_PRICES.get(store.partition(":")[0].lower())
+    price = listed if put_price is None else put_price
+    if batch is None:  # object stores keep a small object for each key that was deleted
+        batch = 100 if listed is None else 16
     total = sum(size * (rounds + 1) for size in sizes)
     context.note(f"writing {size_text(total)} in commits, and more beside a task that computes ...")
     prefix = f"{PREFIX}{secrets.token_hex(4)}/"

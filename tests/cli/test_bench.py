@@ -18,6 +18,7 @@ from aiocheckpoint.abc import Store
 from aiocheckpoint.cli import _bench, cli
 from aiocheckpoint.cli._measuring import Measuring
 
+from ..stores.objects import moto
 from .test_commands import items, run, url, within
 
 QUICK = ["--sizes", "100B,2MB", "--rounds", "2", "--seconds", "0.1", "--batch", "3"]
@@ -163,3 +164,22 @@ def test_an_encrypted_store_is_measured_with_its_keys(tmp_path: Path) -> None:
 
 def test_it_measures_a_store_in_memory() -> None:
     assert run("bench", "memory:", *QUICK).exit_code == 0
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3+obstore"])
+def test_an_object_store_has_a_price(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list price, for what is measured; and no key is left."""
+    service = moto()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", service.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", service.secret_key)
+    bucket = service.bucket()
+    location = service.url(bucket, scheme=scheme)
+    lines = items(run("bench", location, *QUICK, "--json", "--quiet"))
+    hourly = {
+        (line["size"], line["interval"]): line["usd_an_hour"]
+        for line in lines
+        if line["type"] == "estimate"
+    }
+    assert hourly[100, 5.0] == pytest.approx(720 / 1000 * 0.005)
+    assert hourly[2_000_000, 5.0] == pytest.approx(2 * 720 / 1000 * 0.005)
+    assert keys_of(location) == []
