@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Collection, Iterator
 
 from ._held import Held
@@ -21,6 +22,11 @@ class Calendar:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def next(self) -> float:
+        """The earliest time that is entered; infinity if none is."""
+        return self._entries[0][0] if self._entries else math.inf
 
     def add(self, held: Held) -> None:
         """Enter a slot at its `next_at`, unless it is there with an earlier time already."""

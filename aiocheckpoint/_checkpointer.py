@@ -150,7 +150,7 @@ class Checkpointer(Generic[T]):
     def _look(self) -> float:
         rounds = self._rounds
         expected = 0.0 if rounds.knocking and not rounds.going else rounds.expected
-        return self._pace.look(self._slot, expected)
+        return self._pace.look(self._slot, expected, rounds.answer)
 
     async def _attend(self) -> None:
         slot, pace = self._slot, self._pace

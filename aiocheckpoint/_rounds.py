@@ -13,7 +13,8 @@ from ._calendar import Calendar
 from ._held import Held
 from ._pace import Pace
 
-EVERY = 0.008  # seconds
+EVERY = 0.008  # seconds between two rounds, while commits are under way or somebody has knocked
+_MOST = 0.1  # seconds at most, while slots wait for their time
 _SLOW = 1.0  # seconds after which it is the store that is slow, not the interpreter that is busy
 
 
@@ -36,13 +37,16 @@ class Rounds:
         self._calendar = Calendar()
         self._paces: dict[int, Pace] = {}
         self._active = 0
+        self._timer: asyncio.TimerHandle | None = None
         self.knocking: deque[Held] = deque()
         """Slots that were idle when they were written to; appended to by any thread."""
         self.going = False
-        """True while who knocks is heard at the next round: else `hear` must be posted."""
+        """True while a round is near, in which who knocks is heard: else `hear` must be posted."""
         self.expected = math.inf
         """When the I/O thread should be heard next, by `time.monotonic`, which is the time of its
         loop."""
+        self.answer = math.inf
+        """When the store was given what it has not answered, unless it is slow."""
 
     def pace(self) -> Pace:
         """From any thread: its own pace."""
@@ -50,15 +54,16 @@ class Rounds:
 
     def hear(self) -> None:
         """Wake all that knock."""
-        for _ in range(len(self.knocking)):
+        heard = len(self.knocking)
+        for _ in range(heard):
             self._wake(self.knocking.popleft())
+        if heard and self._active:
+            self._come_by(self._loop.time() + EVERY)
 
     def begin(self) -> None:
         """One slot more is active."""
         self._active += 1
-        if not self.going:
-            self.going = True
-            self._go_on()
+        self._come_by(self._loop.time() + EVERY)
 
     def end(self) -> None:
         """One slot less is."""
@@ -67,11 +72,14 @@ class Rounds:
     def look_at(self, held: Held) -> None:
         """See to a slot when its time has come."""
         self._calendar.add(held)
+        if self._timer is not None and held.next_at < self._timer.when() - EVERY:
+            self._come_by(held.next_at)
 
     def forget_others(self, holding: Collection[Held]) -> None:
         self._calendar.keep(holding)
 
     def _round(self) -> None:
+        self._timer = None
         now = self._loop.time()
         self.expected = min(self.expected, now)  # while this takes its time, it goes on waiting
         try:
@@ -81,18 +89,50 @@ class Rounds:
             for held in self._calendar.due(self._loop.time()):
                 self._see_to(held)
         finally:  # whatever happens: who knocks relies on it
-            self.going = self._active > 0
-            if self.going:
-                self._go_on()
-            else:
-                self.expected = math.inf
-                self.hear()  # who came just before it could see that nobody is about
+            self._loop.call_soon(self._go_on)  # once commits have begun
 
     def _go_on(self) -> None:
         now = self._loop.time()
-        self.expected = now + EVERY
+        if not self._active:
+            self.going = False
+            self.expected = self.answer = math.inf
+        elif self._waiting_since() < math.inf:
+            self._come_by(now + EVERY)
+        else:
+            self._come_by(self._next(now))
+        if not self.going:
+            self.hear()  # who came just before it could see that nobody is about
+        self.rest()
+
+    def rest(self) -> None:
+        """The store has answered: if it has nothing left to do, tell who waits for that, and come
+        no sooner than there is something to see to."""
+        if self._waiting_since() < math.inf:
+            return
+        for pace in list(self._paces.values()):
+            pace.relieve()
+        now = self._loop.time()
+        if self._timer is not None and self._timer.when() < (when := self._next(now)) - EVERY:
+            self._timer.cancel()
+            self._timer = None
+            self._come_by(when)
+            if self.knocking:
+                self.hear()
+
+    def _next(self, now: float) -> float:
+        """When there is something to see to."""
+        return min(max(self._calendar.next, now + EVERY), now + _MOST)
+
+    def _come_by(self, when: float) -> None:
+        """Have the next round at that time, or before."""
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._round)
+        now = self._loop.time()
+        self.going = when <= now + EVERY
+        self.expected = when
         # a store that works in threads may wait for the interpreter as well
         since = self._waiting_since()
-        if now - since < _SLOW:
-            self.expected = min(self.expected, since + EVERY)
-        self._loop.call_later(EVERY, self._round)
+        self.answer = since if now - since < _SLOW else math.inf

@@ -223,6 +223,7 @@ class Writer:
         if held in self.holding:  # not let go of just now
             self._look_at(held)
             self._advance(held)
+        self.rounds.rest()
 
     def _tell(self, held: Held) -> None:
         waiters, held.waiters = held.waiters, []
