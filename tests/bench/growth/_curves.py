@@ -79,10 +79,13 @@ def plot(data: dict[str, Any], path: Path) -> None:
             for line, points in curves(data, name).items():
                 middle = [statistics.median(values) for values in points.values()]
                 slope = exponent(points)
-                label = line if slope is None else f"{line} ({slope:+.2f})"
+                plain = line.replace("`", "")
+                label = plain if slope is None else f"{plain} ({slope:+.2f})"
                 axes.plot(list(points), middle, marker="o", markersize=3, label=label)
                 low, high = zip(*((min(v), max(v)) for v in points.values()), strict=True)
                 axes.fill_between(list(points), low, high, alpha=0.2)
-            axes.set(xscale="log", yscale="log", xlabel=TITLES[name][0])
+            label, title = (text.replace("`", "") for text in TITLES[name])
+            axes.set(xscale="log", yscale="log", xlabel=label)
+            axes.set_title(title, fontsize="small", color=GREY)
             axes.grid(color=GREY, alpha=0.2)
             axes.legend(frameon=False, fontsize="x-small")
