@@ -45,16 +45,27 @@ def mapped(path: Path, header: bytes, size: int) -> Place:
     base = path.parent.parent
     if seat_size <= LARGEST_SEAT and hasattr(os, "O_TMPFILE") and base not in _unshared:
         try:
-            return _seated(path, header, _take(base, seat_size))
+            return _shared(path, header, base, seat_size)
         except FileNotFoundError:
-            if not path.parent.is_dir():
-                raise
-            _unshared.add(base)  # some file systems say so of a file that has no name
+            raise
         except OSError as exc:
             if exc.errno in _ELSEWHERE_AS_WELL:
                 raise
             _unshared.add(base)
     return Place(path, _own(path, header, size), None)
+
+
+def _shared(path: Path, header: bytes, base: Path, seat_size: int) -> Place:
+    with _lock:  # else another might close the file in between
+        seat = _take(base, seat_size)
+        try:
+            return _seated(path, header, seat)
+        except FileNotFoundError:
+            if seat.shared.named or not path.parent.is_dir():
+                raise  # its last name has just gone, or the directory: the next try finds that
+            raise OSError(errno.EOPNOTSUPP, "a file without a name cannot have one") from None
+        finally:
+            seat.shared.pending -= 1
 
 
 def _seated(path: Path, header: bytes, seat: _Seat) -> Place:
@@ -65,6 +76,7 @@ def _seated(path: Path, header: bytes, seat: _Seat) -> Place:
     named = path.with_name(f"{path.name}.{start}")
     # see open(2) on O_TMPFILE; with a descriptor, as os.link follows symbolic links only then
     os.link(f"/proc/self/fd/{shared.fd}", named, src_dir_fd=shared.fd)
+    shared.named = True
     return Place(named, view, seat)
 
 
@@ -93,39 +105,50 @@ class _Shared:
         self.free = deque(range(0, _SHARED, seat_size))
         self._seats = len(self.free)
         self.lock = _lock
-        self._begun = False
+        self.named = False
+        """True once it has had a name."""
+        self.pending = 0
+        """Seats that were taken, and are to get their names. There is more than one only if a
+        signal handler has come for another."""
+        self._retired = False
 
     def seat(self) -> _Seat | None:
         """One that is free, if there is any and it may have a name: a file that once had names, and
         has no more, can have no new one."""
+        if not self._retired and self.named and os.fstat(self.fd).st_nlink == 0:
+            self._retire()
         try:
             seat = _Seat(self, self.free.popleft())
         except IndexError:
             return None
-        if self.fd >= 0 and self._begun and os.fstat(self.fd).st_nlink == 0:
-            self.close()
-        self._begun = True
-        return seat if self.fd >= 0 else None
+        if self._retired:  # just now, perhaps, by the garbage collector
+            return None
+        self.pending += 1
+        return seat
 
     def back(self, start: int) -> None:
         """Nothing can write to this seat any more."""
         with self.lock:
             self.free.append(start)
-            if len(self.free) == self._seats and self.fd >= 0:
-                self.close()
+            if len(self.free) == self._seats:
+                self._retire()
 
-    def close(self) -> None:
+    def _retire(self) -> None:
         """Give no more seats. Its memory, and what it takes on the disk, go with the last view and
         the last name."""
-        fd, self.fd = self.fd, -1
-        os.close(fd)
-        files = _files[self.base, self.seat_size]
-        files.remove(self)
-        if not files:
-            del _files[self.base, self.seat_size]
+        if not self._retired:
+            self._retired = True
+            files = _files[self.base, self.seat_size]
+            files.remove(self)
+            if not files:
+                del _files[self.base, self.seat_size]
+        if self.fd >= 0 and not self.pending:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
     def forked(self) -> None:
         self.lock = threading.RLock()  # a thread that is not here may have held it
+        self._retired = True
         fd, self.fd = self.fd, -1
         os.close(fd)
 
@@ -150,20 +173,19 @@ _lock = threading.RLock()  # the garbage collector may come back for it
 
 
 def _take(base: Path, seat_size: int) -> _Seat:
-    """A seat for a region in a directory below `base`.
+    """A seat for a region in a directory below `base`. Call it with the lock.
 
     Raises:
         OSError: there can be none.
     """
-    with _lock:
-        for shared in _files.get((base, seat_size), [])[::-1]:
-            if seat := shared.seat():
-                return seat
-        shared = _Shared(base, seat_size)
-        seat = shared.seat()
-        assert seat is not None
-        _files.setdefault((base, seat_size), []).append(shared)
-        return seat
+    for shared in _files.get((base, seat_size), [])[::-1]:
+        if seat := shared.seat():
+            return seat
+    shared = _Shared(base, seat_size)
+    _files.setdefault((base, seat_size), []).append(shared)
+    seat = shared.seat()
+    assert seat is not None
+    return seat
 
 
 def _forked() -> None:

@@ -996,3 +996,32 @@ def test_names_that_no_region_has_are_left_alone(tmp_path: Path) -> None:
     left = _spool.left_over(directory)
     assert len(left) == 1
     assert _spool.staged(left, CLAIM) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="regions share files on Linux alone")
+def test_a_region_that_is_made_while_another_gets_its_name_closes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal handler may, just after the last name of the shared file has gone."""
+    (first,) = _lanes(tmp_path / "spool", 1)
+    link = os.link
+    made: list[Lane] = []
+
+    def interrupted(src: str, dst: Path, *, src_dir_fd: int) -> None:
+        if not made:
+            first._spool.remove()
+            _spool.key_directory(tmp_path / "spool" / "again")
+            lane = Lane(Spool(tmp_path / "spool" / "again", bytes(16)), lambda seq, data: None)
+            made.append(lane)
+            lane.reserve(None)
+        os.fstat(src_dir_fd)
+        link(src, dst, src_dir_fd=src_dir_fd)
+
+    monkeypatch.setattr(os, "link", interrupted)
+    (second,) = _lanes(tmp_path / "spool", 1)
+    monkeypatch.undo()
+    for lane in (*made, second):
+        assert lane.region is not None
+        lane.stage(Staged(1, b"kept", "bytes"))
+        found = _region.read_region(lane.region.path, lane._spool.claim)
+        assert found is not None
