@@ -10,7 +10,7 @@ from ._torture import Budget
 
 def test_no_kill_loses_tears_or_turns_back_a_state() -> None:
     counts = storm(Budget(cases=12, seed=5))
-    assert counts["kills"] >= 200
+    assert counts["kills"] >= 150  # of 240; some end before they are killed
     assert counts["opened"] > counts["kills"] // 2
 
 
