@@ -79,6 +79,7 @@ def _write(data: dict[str, Any], names: list[str]) -> None:
     data["points"] = [p for p in before if p["curve"] not in names] + data["points"]
     write_data(file, data)
     plot(data, DOCS / "growth.svg")
+    most = 1 + max(point["round"] for point in data["points"])
     tables = "\n\n".join(table(data, name) for name in TITLES)
     put(
         "growth",
@@ -86,7 +87,7 @@ def _write(data: dict[str, Any], names: list[str]) -> None:
 
 ![How cost grows](growth.svg)
 
-Medians of {data["rounds"]} rounds; the plot shows the range of the rounds as well. The exponent is
+Medians of {most} rounds or fewer; the plot shows the range of the rounds as well. The exponent is
 the slope of a least-squares line where both axes are logarithmic: 0 says that the cost stays, 1
 that it grows in proportion. Measured on {data["machine"]["date"]}.""",
     )
