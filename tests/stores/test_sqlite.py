@@ -232,6 +232,32 @@ async def test_record_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     await store.aclose()
 
 
+async def test_batch_of_several_statements(path: Path) -> None:
+    """Each put of a large batch has its own answer: new ones, later ones, and those that come too
+    late."""
+    store = SqliteStore(path)
+    keys = [f"{n}" for n in range(1100)]
+    answers = await store.commit([Put(key, None, b"one") for key in keys])
+    made = [answer for answer in answers if not isinstance(answer, StoreError)]
+    late = {"0", "1023", "1024", "1099"}
+    for key in late:
+        await put(store, key, made[keys.index(key)], b"another")
+    news = [Put(f"new {n}", None, b"two") for n in range(37)]
+    olds = [Put(key, made[n], b"two") for n, key in enumerate(keys)]
+    answers = await store.commit([*news, *olds, Put("0 again", 1, b"two")])
+    conflicts = {
+        put.key
+        for put, answer in zip([*news, *olds, Put("0 again", 1, b"")], answers, strict=True)
+        if isinstance(answer, ConflictError)
+    }
+    assert conflicts == late | {"0 again"}
+    for key in ("0", "1", "1023", "1025", "1098", "new 36"):
+        found = await store.load(key)
+        assert found is not None
+        assert found.record == (b"another" if key in late else b"two")
+    await store.aclose()
+
+
 async def test_failed_batch_leaves_no_transaction(path: Path) -> None:
     """Whatever a batch fails with, the next one finds no transaction open."""
     store = SqliteStore(path)
