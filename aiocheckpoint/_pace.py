@@ -49,7 +49,7 @@ class Pace:
             self.slot = slot
         if now - expected > _LATE and now - self.breathed > _SPACED:
             self._breathe(_LONG)
-        elif now - answer > _STARVED and now - self.breathed > _STARVED:
+        elif now - answer > _STARVED and now - self.breathed > max(_STARVED, (now - answer) / 2):
             self._breathe(_SHORT)
         return now
 

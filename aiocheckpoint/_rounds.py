@@ -15,6 +15,7 @@ from ._pace import Pace
 
 EVERY = 0.008  # seconds between two rounds, while commits are under way or somebody has knocked
 _MOST = 0.1  # seconds at most, while slots wait for their time
+_QUICK = 0.002  # seconds in which an answer is worth waiting for
 _SLOW = 1.0  # seconds after which it is the store that is slow, not the interpreter that is busy
 
 
@@ -96,8 +97,8 @@ class Rounds:
         if not self._active:
             self.going = False
             self.expected = self.answer = math.inf
-        elif self._waiting_since() < math.inf:
-            self._come_by(now + EVERY)
+        elif (since := self._waiting_since()) < math.inf:  # the longer it takes, the rarer
+            self._come_by(now + min(max(EVERY, now - since), _MOST))
         else:
             self._come_by(self._next(now))
         if not self.going:
@@ -107,11 +108,13 @@ class Rounds:
     def rest(self) -> None:
         """The store has answered: if it has nothing left to do, tell who waits for that, and come
         no sooner than there is something to see to."""
-        if self._waiting_since() < math.inf:
+        now, since = self._loop.time(), self._waiting_since()
+        if 0 <= now - since < _QUICK:
             return
         for pace in list(self._paces.values()):
             pace.relieve()
-        now = self._loop.time()
+        if since < math.inf:
+            return
         if self._timer is not None and self._timer.when() < (when := self._next(now)) - EVERY:
             self._timer.cancel()
             self._timer = None
