@@ -14,8 +14,7 @@ from .._estimate import PUT_PRICES, Estimate, estimate, recommended
 from .._keyring import Keyring
 from .._options import SpoolOption
 from .._runtime import Runtime
-from ..stores import local_path
-from ._group import FINE, Context, command, opened
+from ._group import FINE, Context, command, named, opened
 from ._measuring import Claims, Cost, Measuring, clear_away
 from ._text import counted, duration, printable, size_text, table
 
@@ -139,8 +138,7 @@ async def _measured(
     spool: SpoolOption,
 ) -> tuple[Claims, list[Cost], float]:
     keyring = None if context.keys is None else Keyring.load(context.keys)
-    location = store if ":" in store else local_path(store) or store
-    async with Runtime(location, spool=spool, encryption=keyring) as rt:
+    async with Runtime(named(store), spool=spool, encryption=keyring) as rt:
         measuring = Measuring(rt, prefix, rounds, seconds)
         progress = context.progress("measuring")
         claims = await measuring.claims(progress.key)
@@ -221,8 +219,8 @@ def _tell_intervals(
         rows = [(*head, *(("USD an hour", "USD a month") if price is not None else ()))]
         for each in estimates:
             rows.append(_row(each, best, price))
-            hourly = None if price is None else each.requests / 1000 * price
             values = dataclasses.asdict(each)
+            hourly = _hourly(each, price)
             context.item("estimate", size=cost.size, **values, usd_an_hour=hourly)
         context.line()
         context.line(f"states of {_size(cost.size)}:")
@@ -243,10 +241,15 @@ def _row(each: Estimate, best: float, price: float | None) -> tuple[str, ...]:
         _shown(each.lost_most),
         f"{each.overhead * 100:.2g} %",
     )
-    if price is None:
+    hourly = _hourly(each, price)
+    if hourly is None:
         return row
-    hourly = each.requests / 1000 * price
     return (*row, f"{hourly:.4f}", f"{hourly * _HOURS:.2f}")
+
+
+def _hourly(each: Estimate, price: float | None) -> float | None:
+    """US dollars an hour, if requests have a price."""
+    return None if price is None else each.requests / 1000 * price
 
 
 def _size(size: int) -> str:

@@ -202,8 +202,13 @@ async def opened(location: str, keys: str | None, *, make: bool = False) -> Asyn
                 await store.aclose()
 
 
+def named(location: str) -> str | Path:
+    """What a STORE on the command line names: a URL, or a path."""
+    return location if ":" in location else Path(location)
+
+
 def _store(location: str, make: bool) -> Store:
-    url: str | Path = location if ":" in location else Path(location)
+    url = named(location)
     path = local_path(url)
     if path is not None and not make and not path.exists():
         raise _MissingError(f"there is no store: {path}")

@@ -162,6 +162,13 @@ def test_an_encrypted_store_is_measured_with_its_keys(tmp_path: Path) -> None:
     assert keys_of(location) == []
 
 
+def test_a_path_names_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for every other command."""
+    monkeypatch.chdir(tmp_path)
+    assert run("bench", "jobs.db", *QUICK).exit_code == 0
+    assert keys_of("sqlite:jobs.db") == []
+
+
 def test_it_measures_a_store_in_memory() -> None:
     assert run("bench", "memory:", *QUICK).exit_code == 0
 
