@@ -15,8 +15,9 @@ from .._keyring import Keyring
 from .._options import SpoolOption
 from .._runtime import Runtime
 from ._group import FINE, Context, command, named, opened
+from ._group import seconds as seconds_of
 from ._measuring import Claims, Cost, Measuring, clear_away
-from ._text import counted, duration, printable, size_text, table
+from ._text import counted, printable, size_text, table
 
 PREFIX = "aiocheckpoint-bench/"
 _HOURS = 730  # in a month
@@ -37,14 +38,11 @@ def _sizes(_: click.Context, param: click.Parameter, value: str) -> list[int]:
     return found
 
 
-def _time(_: click.Context, param: click.Parameter, value: str) -> float:
-    try:
-        seconds = duration(value)
-    except ValueError as exc:
-        raise click.BadParameter(str(exc), param=param) from exc
-    if seconds <= 0:
+def _time(context: click.Context, param: click.Parameter, value: str) -> float:
+    found = seconds_of(context, param, value)
+    if not found:
         raise click.BadParameter("it is more than nothing", param=param)
-    return seconds
+    return found
 
 
 @command("bench")

@@ -23,7 +23,7 @@ from .._sealed import SealedStore
 from ..abc import Store
 from ..stores import local_path, open_store
 from ._progress import Progress
-from ._text import printable
+from ._text import duration, printable
 
 FINE, FAILED, USAGE, STORE = 0, 1, 2, 3
 INTERRUPTED, PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -95,6 +95,14 @@ class Context:
         """On stderr, in any case."""
         self.clear()
         click.echo(text, err=True)
+
+
+def seconds(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """The callback of an option that is a duration."""
+    try:
+        return None if value is None else duration(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param=param) from exc
 
 
 Body = Callable[..., Coroutine[Any, Any, int]]

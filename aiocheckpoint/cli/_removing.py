@@ -13,15 +13,8 @@ from .._errors import ConflictError, SealedError
 from .._keys import check_key
 from .._looking import see_head
 from ..abc import Store
-from ._group import FAILED, FINE, Context, command, confirm, opened
-from ._text import age_text, counted, duration, printable, when
-
-
-def _seconds(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else duration(value)
-    except ValueError as exc:
-        raise click.BadParameter(str(exc), param=param) from exc
+from ._group import FAILED, FINE, Context, command, confirm, opened, seconds
+from ._text import age_text, counted, printable, when
 
 
 def _statuses(_: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
@@ -109,7 +102,7 @@ async def _chosen(store: Store, keys: tuple[str, ...], prefix: bool) -> AsyncIte
 @click.option(
     "--older-than",
     metavar="DURATION",
-    callback=_seconds,
+    callback=seconds,
     help="Also remove finished keys not written to for so long (30d, 12h, 90m). Else none is.",
 )
 @click.option(
@@ -123,7 +116,7 @@ async def _chosen(store: Store, keys: tuple[str, ...], prefix: bool) -> AsyncIte
 @click.option(
     "--grace",
     metavar="DURATION",
-    callback=_seconds,
+    callback=seconds,
     default="1d",
     show_default=True,
     help="Left-over files of a finished key go once it was not written to for so long.",
