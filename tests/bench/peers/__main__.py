@@ -7,6 +7,8 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from .._measure import progress
 from .._page import DOCS, write_data
@@ -54,12 +56,7 @@ def _loops(options: argparse.Namespace, names: list[str], place: Path) -> None:
     orders = {"rounds": options.rounds, "seconds": options.seconds, "ends": options.ends}
     machine = _page.machine(*_page.LOOPS)
     data = {"machine": machine, "seed": seed, "orders": orders, "loops": loops, "ends": ends}
-    print(_page.table(data))
-    if options.doc:
-        write_data(DOCS / "peers.json", data)
-        _page.plot(data, DOCS / "peers.svg")
-        _page.write_page(data)
-        progress("wrote docs/benchmarks.md, peers.svg, peers.json")
+    _tell(_page, data, "peers" if options.doc else None)
 
 
 def _large(options: argparse.Namespace, names: list[str], place: Path) -> None:
@@ -67,12 +64,17 @@ def _large(options: argparse.Namespace, names: list[str], place: Path) -> None:
     large = large_states(names, place, options.rounds, seed)
     machine = _page.machine(*_page.LARGE)
     data = {"machine": machine, "seed": seed, "rounds": options.rounds, "large": large}
-    print(_large_page.table(data))
-    if options.doc:
-        write_data(DOCS / "large.json", data)
-        _large_page.plot(data, DOCS / "large.svg")
-        _large_page.write_page(data)
-        progress("wrote docs/benchmarks.md, large.svg, large.json")
+    _tell(_large_page, data, "large" if options.doc else None)
+
+
+def _tell(page: ModuleType, data: dict[str, Any], name: str | None) -> None:
+    """Print the table; with a name, write the data, the plot and the page's part as well."""
+    print(page.table(data))
+    if name is not None:
+        write_data(DOCS / f"{name}.json", data)
+        page.plot(data, DOCS / f"{name}.svg")
+        page.write_page(data)
+        progress(f"wrote docs/benchmarks.md, {name}.svg, {name}.json")
 
 
 if __name__ == "__main__":
